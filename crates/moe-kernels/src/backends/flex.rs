@@ -1,0 +1,7 @@
+//! burn-flex.
+
+use burn_flex::Flex;
+
+use crate::MoeBackend;
+
+impl MoeBackend for Flex {}

@@ -1,0 +1,58 @@
+//! Routing, permutation and grouped expert products as backend-generic [burn](https://burn.dev) ops.
+//!
+//! burn's `Backend` trait has no grouped matrix product, and its general ops make routing slow: `topk` sorts fully,
+//! indexing has a scatter as its gradient. This crate adds the few ops a Mixture-of-Experts layer needs as an
+//! extension trait, [`MoeBackend`], with handwritten backward passes, and as functions on `Tensor`:
+//!
+//! | function | forward | backward |
+//! |---|---|---|
+//! | [`top_k`] | the `K` largest of each row, lower index first on a tie | gradient to the chosen scores only |
+//! | [`ExpertPlan::new`] | counting sort of the `T * K` slots by expert | none: integers |
+//! | [`dispatch_rows`] | row `r` is the token of the `r`-th sorted slot | gather and a sum over `K` |
+//! | [`grouped_matmul`] | each expert's rows times its own matrix | two grouped products |
+//! | [`swiglu`] | `silu(gate) * up` in one op | saves its input only |
+//! | [`gelu`] | `x * cdf(x)`, exact | exact (burn 0.21's own is that of the tanh approximation on most backends) |
+//! | [`combine_rows`] | gather and a gate-weighted sum over `K` | gather; row-wise dot for the gates |
+//!
+//! No step adds into memory in an order that depends on scheduling, so two runs give the same bits on a backend
+//! whose own ops do.
+//!
+//! ```
+//! use burn::backend::Flex;
+//! use burn::tensor::Tensor;
+//! use moe_kernels::{ExpertPlan, combine_rows, dispatch_rows, grouped_matmul, top_k};
+//!
+//! let device = Default::default();
+//! let tokens = Tensor::<Flex, 2>::ones([3, 4], &device);
+//! let scores = Tensor::<Flex, 2>::from_data([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.3, 0.3, 0.4]], &device);
+//! let weight = Tensor::<Flex, 3>::ones([3, 4, 5], &device);
+//!
+//! let (gates, experts) = top_k(scores, 2);
+//! let plan = ExpertPlan::new(experts, 3);
+//! let rows = grouped_matmul(dispatch_rows(tokens, &plan), weight, &plan);
+//! let output = combine_rows(rows, gates, &plan);
+//! assert_eq!(output.dims(), [3, 5]);
+//! assert_eq!(plan.counts().into_data().iter::<i64>().sum::<i64>(), 6);
+//! ```
+//!
+//! # Backends
+//!
+//! Choose the implementations with cargo features: `flex` (default), `ndarray`, `cube` (every CubeCL runtime, with
+//! and without Fusion). `Autodiff<B, C>` works over all of them, under both checkpointing strategies. The bodies
+//! are the portable ones of the crate-private `portable` module so far: they call the backend's own matrix product
+//! once per expert, and read routing indices on the host.
+//!
+//! Letters in shapes: `T` tokens, `K` experts per token, `E` experts, `R = T * K` rows, `D`, `I`, `O` widths.
+
+mod backends;
+mod functions;
+mod ops;
+mod plan;
+mod portable;
+
+#[doc(hidden)]
+pub mod reference;
+
+pub use functions::{combine_rows, dispatch_rows, gelu, grouped_matmul, swiglu, top_k};
+pub use ops::{AutodiffMoeBackend, MoeBackend};
+pub use plan::ExpertPlan;

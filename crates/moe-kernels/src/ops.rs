@@ -1,0 +1,107 @@
+//! The extension trait: what a backend must offer beside burn's own ops.
+
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::{FloatTensor, IntTensor};
+
+use crate::{ExpertPlan, portable};
+
+/// A burn backend with the ops of a Mixture-of-Experts layer.
+///
+/// Every op has a portable body made of burn's own ops; a backend overrides those it can do better. Users call the
+/// [functions](crate#functions) on tensors, which check shapes; the methods here trust their arguments.
+pub trait MoeBackend: Backend {
+    /// Indices `[T, K]` of the `k` largest scores of each row of `scores` `[T, E]`, best first.
+    ///
+    /// The lower index wins a tie; a NaN ranks below every number.
+    fn moe_top_k_indices(scores: FloatTensor<Self>, k: usize) -> IntTensor<Self> {
+        portable::top_k_indices::<Self>(scores, k)
+    }
+
+    /// Counting sort, stable, of the slots `[T, K]` by expert. See [`ExpertPlan::new`].
+    fn moe_plan(experts: IntTensor<Self>, num_experts: usize) -> ExpertPlan<Self> {
+        portable::plan::<Self>(experts, num_experts)
+    }
+
+    /// `[T, D]` to `[R, D]`: row `r` is the token of sorted slot `r`.
+    fn moe_dispatch(tokens: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
+        portable::dispatch::<Self>(tokens, plan)
+    }
+
+    /// Gradient of [`moe_dispatch`](Self::moe_dispatch): `[R, D]` to `[T, D]`, a gather and a sum over `K`.
+    fn moe_dispatch_backward(grad: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
+        portable::dispatch_backward::<Self>(grad, plan)
+    }
+
+    /// `rows` `[R, D]` and `gates` `[T, K]` to `[T, D]`: `y_t = sum_k gate_tk * row(t, k)`.
+    fn moe_combine(rows: FloatTensor<Self>, gates: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
+        portable::combine::<Self>(rows, gates, plan)
+    }
+
+    /// Gradient of [`moe_combine`](Self::moe_combine) with respect to the rows: `[T, D]` to `[R, D]`.
+    fn moe_combine_backward_rows(
+        grad: FloatTensor<Self>,
+        gates: FloatTensor<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FloatTensor<Self> {
+        portable::combine_backward_rows::<Self>(grad, gates, plan)
+    }
+
+    /// Gradient of [`moe_combine`](Self::moe_combine) with respect to the gates: `[T, D]` to `[T, K]`.
+    fn moe_combine_backward_gates(
+        grad: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FloatTensor<Self> {
+        portable::combine_backward_gates::<Self>(grad, rows, plan)
+    }
+
+    /// `rows` `[R, I]` sorted by expert times `weight` `[E, I, O]` of their expert: `[R, O]`.
+    fn moe_grouped_matmul(
+        rows: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FloatTensor<Self> {
+        portable::grouped_matmul::<Self>(rows, weight, plan, false)
+    }
+
+    /// `rows` `[R, O]` times the transposed `weight` `[E, I, O]` of their expert: `[R, I]`.
+    fn moe_grouped_matmul_transposed(
+        rows: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FloatTensor<Self> {
+        portable::grouped_matmul::<Self>(rows, weight, plan, true)
+    }
+
+    /// `lhs` `[R, I]` transposed times `rhs` `[R, O]`, expert by expert: `[E, I, O]`, zero for an idle expert.
+    fn moe_grouped_outer(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
+        portable::grouped_outer::<Self>(lhs, rhs, plan)
+    }
+
+    /// `[R, 2F]` to `[R, F]`: `silu(z[.., ..F]) * z[.., F..]`.
+    fn moe_swiglu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::swiglu::<Self>(input)
+    }
+
+    /// Gradient of [`moe_swiglu`](Self::moe_swiglu): input `[R, 2F]`, `grad` `[R, F]`, to `[R, 2F]`.
+    fn moe_swiglu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::swiglu_backward::<Self>(input, grad)
+    }
+
+    /// `[R, F]` to `[R, F]`: `x * cdf(x)` with the exact normal distribution function.
+    fn moe_gelu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::gelu::<Self>(input)
+    }
+
+    /// Gradient of [`moe_gelu`](Self::moe_gelu): input `[R, F]`, `grad` `[R, F]`, to `[R, F]`.
+    fn moe_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::gelu_backward::<Self>(input, grad)
+    }
+}
+
+/// A [`MoeBackend`] with gradients, whose inner backend (used in validation) is one too.
+///
+/// Implemented for every such backend; it only saves writing the bounds.
+pub trait AutodiffMoeBackend: MoeBackend + AutodiffBackend<InnerBackend: MoeBackend> {}
+
+impl<B: MoeBackend + AutodiffBackend<InnerBackend: MoeBackend>> AutodiffMoeBackend for B {}

@@ -1,0 +1,110 @@
+//! Which row of the sorted layout belongs to which token, slot and expert.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+
+use crate::MoeBackend;
+
+/// The slots `(t, k)` of a routing decision, sorted by expert.
+///
+/// A slot is numbered `t * K + k`; a row is a position in the sorted order. Both index tensors are permutations of
+/// `0..R`, inverse to each other, so that every gather here has a gather as its gradient. Nothing is padded.
+#[derive(Debug, Clone)]
+pub struct ExpertPlan<B: Backend> {
+    pub(crate) num_tokens: usize,
+    pub(crate) top_k: usize,
+    pub(crate) num_experts: usize,
+    pub(crate) offsets: Tensor<B, 1, Int>,
+    pub(crate) slot_of_row: Tensor<B, 1, Int>,
+    pub(crate) row_of_slot: Tensor<B, 1, Int>,
+    pub(crate) token_of_row: Tensor<B, 1, Int>,
+    pub(crate) host_offsets: Option<Arc<[usize]>>,
+}
+
+impl<B: MoeBackend> ExpertPlan<B> {
+    /// Sorts the slots of `experts` by expert; within an expert by token, then by `k`.
+    ///
+    /// # Shapes
+    ///
+    /// - experts: `[T, K]`, values in `0..num_experts`
+    ///
+    /// # Panics
+    ///
+    /// Panics when an index is not below `num_experts`, on backends that sort on the host.
+    pub fn new(experts: Tensor<B, 2, Int>, num_experts: usize) -> Self {
+        B::moe_plan(experts.into_primitive(), num_experts)
+    }
+
+    /// Slots per expert, `[E]`: exact integers that sum to `T * K`.
+    pub fn counts(&self) -> Tensor<B, 1, Int> {
+        let last = self.num_experts + 1;
+        self.offsets.clone().slice(1..last) - self.offsets.clone().slice(0..self.num_experts)
+    }
+}
+
+impl<B: Backend> ExpertPlan<B> {
+    /// Number of tokens, `T`.
+    pub fn num_tokens(&self) -> usize {
+        self.num_tokens
+    }
+
+    /// Experts per token, `K`.
+    pub fn top_k(&self) -> usize {
+        self.top_k
+    }
+
+    /// Number of experts, `E`.
+    pub fn num_experts(&self) -> usize {
+        self.num_experts
+    }
+
+    /// Number of rows, `R = T * K`.
+    pub fn num_rows(&self) -> usize {
+        self.num_tokens * self.top_k
+    }
+
+    /// First row of each expert and, last, `R`: `[E + 1]`.
+    pub fn offsets(&self) -> Tensor<B, 1, Int> {
+        self.offsets.clone()
+    }
+
+    /// Slot `t * K + k` of each row: `[R]`.
+    pub fn slot_of_row(&self) -> Tensor<B, 1, Int> {
+        self.slot_of_row.clone()
+    }
+
+    /// Row of each slot, the inverse of [`slot_of_row`](Self::slot_of_row): `[R]`.
+    pub fn row_of_slot(&self) -> Tensor<B, 1, Int> {
+        self.row_of_slot.clone()
+    }
+
+    /// The row range of every expert, in order; reads the device when the plan was made there.
+    pub(crate) fn host_ranges(&self) -> Vec<Range<usize>> {
+        let offsets = match &self.host_offsets {
+            Some(offsets) => offsets.clone(),
+            None => self.offsets.to_data().iter::<i64>().map(|o| o as usize).collect(),
+        };
+        offsets.windows(2).map(|pair| pair[0]..pair[1]).collect()
+    }
+
+    /// The same plan for a backend with the same integer tensors (`Autodiff<B>` and `B`).
+    pub(crate) fn cast<C>(&self) -> ExpertPlan<C>
+    where
+        C: Backend<IntTensorPrimitive = B::IntTensorPrimitive>,
+    {
+        let convert = |t: &Tensor<B, 1, Int>| Tensor::from_primitive(t.clone().into_primitive());
+        ExpertPlan {
+            num_tokens: self.num_tokens,
+            top_k: self.top_k,
+            num_experts: self.num_experts,
+            offsets: convert(&self.offsets),
+            slot_of_row: convert(&self.slot_of_row),
+            row_of_slot: convert(&self.row_of_slot),
+            token_of_row: convert(&self.token_of_row),
+            host_offsets: self.host_offsets.clone(),
+        }
+    }
+}
