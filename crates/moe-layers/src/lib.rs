@@ -1,0 +1,71 @@
+//! Mixture-of-Experts layers for [burn](https://burn.dev): routers, stacked experts, dropless dispatch, losses and
+//! statistics, generic over the backend.
+//!
+//! # Replace a feed-forward block
+//!
+//! Three lines: the configuration, the call, and the losses added to yours.
+//!
+//! ```
+//! use burn::backend::Flex;
+//! use burn::tensor::{Distribution, Tensor};
+//! use moe_layers::MoeConfig;
+//!
+//! let device = Default::default();
+//! let hidden = Tensor::<Flex, 3>::random([2, 16, 64], Distribution::Default, &device); // [batch, sequence, d_model]
+//!
+//! let moe = MoeConfig::new(64, 128, 8, 2).init::<Flex>(&device); // d_model, d_hidden, num_experts, top_k
+//! let out = moe.forward(hidden);
+//! let (hidden, auxiliary_loss) = (out.output, out.losses.weighted());
+//!
+//! assert_eq!(hidden.dims(), [2, 16, 64]);
+//! assert_eq!(auxiliary_loss.dims(), [1]);
+//! ```
+//!
+//! What the router decided is a value, [`Routing`]: losses and statistics are functions of it, nothing is kept in
+//! the module.
+//!
+//! ```
+//! # use burn::backend::Flex;
+//! # use burn::tensor::{Distribution, Tensor};
+//! # use moe_layers::{MoeConfig, RoutingStats};
+//! # let device = Default::default();
+//! # let moe = MoeConfig::new(64, 128, 8, 2).init::<Flex>(&device);
+//! # let out = moe.forward(Tensor::<Flex, 2>::random([32, 64], Distribution::Default, &device));
+//! let stats = RoutingStats::from_routing(&out.routing);
+//! assert_eq!(stats.expert_counts.iter().sum::<u64>(), 32 * 2); // exact: nothing is dropped
+//! println!("busiest expert: {:.2} x the mean, {} idle", stats.load_ratio, stats.dead_experts);
+//! ```
+//!
+//! # Parts
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`TopKRouter`] | softmax over all experts, then top-K; renormalised on request; always in f32 |
+//! | [`Experts`] | weights stacked as `[E, D, F]`: SwiGLU, GELU or ReLU, with or without biases |
+//! | [`dispatch::grouped`] | dropless: sort by expert, grouped products, combine; no padding |
+//! | [`dispatch::dense`] | every expert on every token: slow, obvious, the oracle of the tests |
+//! | [`load_balance_loss`], [`router_z_loss`] | auxiliary losses, each naming its convention |
+//! | [`RoutingStats`] | counts, load ratio, idle experts, entropies, gate mass |
+//!
+//! # Data types
+//!
+//! Parameters and routing are f32. Tokens may be bf16 or f16 where the backend has them: weights are cast at use,
+//! so the f32 parameters are the master weights of mixed-precision training.
+//!
+//! Letters in shapes: `T` tokens, `D` d_model, `F` d_hidden, `E` experts, `K` experts per token, `R = T * K`.
+
+pub mod dispatch;
+mod experts;
+mod loss;
+mod moe;
+mod router;
+mod routing;
+mod stats;
+
+pub use experts::{Activation, Experts, ExpertsConfig};
+pub use loss::{BalanceConvention, load_balance_loss, load_balance_loss_pooled, router_z_loss};
+pub use moe::{Moe, MoeConfig, MoeLosses, MoeOutput};
+pub use moe_kernels::{AutodiffMoeBackend, ExpertPlan, MoeBackend};
+pub use router::{TopKRouter, TopKRouterConfig};
+pub use routing::Routing;
+pub use stats::RoutingStats;

@@ -1,0 +1,77 @@
+//! Load-balance loss: the product of how often experts are chosen and how probable they are.
+//!
+//! `L = E * sum_i f_i P_i`, where `P_i` is the mean probability of expert `i` over the tokens and `f_i` its share of
+//! the choices, a constant for the gradient ([Fedus et al., 2021](https://arxiv.org/abs/2101.03961), eq. 4 to 6).
+//! Libraries differ in what `f_i` counts; `T` tokens, `E` experts, `K` experts per token:
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use moe_kernels::MoeBackend;
+use serde::{Deserialize, Serialize};
+
+use crate::Routing;
+
+/// What `f_i` counts in the load-balance loss.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum BalanceConvention {
+    /// Share of the `T * K` slots: 1 when balanced, whatever `K`. Switch Transformer, Megatron-LM, MegaBlocks,
+    /// Default MoE.
+    #[default]
+    Switch,
+    /// Slots per token, not divided by `K`: `K` when balanced. Hugging Face, which also pools all layers into one
+    /// batch ([`load_balance_loss_pooled`]).
+    HuggingFace,
+    /// Share of first choices only. GShard ([Lepikhin et al., 2020](https://arxiv.org/abs/2006.16668)), V-MoE, Tutel.
+    #[serde(rename = "gshard")]
+    GShard,
+}
+
+/// The load-balance loss of one layer, `[1]`, f32; 0 for an empty batch.
+///
+/// Its gradient flows through the probabilities only.
+pub fn load_balance_loss<B: MoeBackend>(routing: &Routing<B>, convention: BalanceConvention) -> Tensor<B, 1> {
+    let tokens = routing.num_tokens().max(1) as f64;
+    let fractions = match convention {
+        BalanceConvention::Switch => slot_counts(routing) / (tokens * routing.top_k() as f64),
+        BalanceConvention::HuggingFace => slot_counts(routing) / tokens,
+        BalanceConvention::GShard => first_choices(routing) / tokens,
+    };
+    let probs = routing.probs.clone().sum_dim(0).squeeze_dim::<1>(0) / tokens;
+    (fractions * probs).sum() * routing.num_experts() as f64
+}
+
+/// The Hugging Face form of a whole model, `[1]`, f32: the tokens of all layers count as one batch.
+///
+/// # Panics
+///
+/// Panics when there are no layers, or when they differ in `E`.
+pub fn load_balance_loss_pooled<B: MoeBackend>(routings: &[Routing<B>]) -> Tensor<B, 1> {
+    let num_experts = routings.first().expect("load_balance_loss_pooled: no layers").num_experts();
+    assert!(
+        routings.iter().all(|r| r.num_experts() == num_experts),
+        "load_balance_loss_pooled: layers differ in their number of experts"
+    );
+    let tokens = routings.iter().map(Routing::num_tokens).sum::<usize>().max(1) as f64;
+    let counts = sum(routings.iter().map(slot_counts));
+    let probs = sum(routings.iter().map(|r| r.probs.clone().sum_dim(0).squeeze_dim::<1>(0)));
+    ((counts / tokens) * (probs / tokens)).sum() * num_experts as f64
+}
+
+fn sum<B: Backend>(tensors: impl Iterator<Item = Tensor<B, 1>>) -> Tensor<B, 1> {
+    tensors.reduce(|a, b| a + b).expect("at least one layer")
+}
+
+/// Slots per expert, `[E]`, in the dtype of the routing.
+fn slot_counts<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
+    routing.counts().float().cast(routing.probs.dtype())
+}
+
+/// Tokens per expert counting only the most probable one, `[E]`, in the dtype of the routing.
+fn first_choices<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
+    let (tokens, experts) = (routing.num_tokens(), routing.num_experts());
+    let first = routing.experts.clone().slice([0..tokens, 0..1]);
+    let columns = Tensor::<B, 1, Int>::arange(0..experts as i64, &first.device()).unsqueeze::<2>();
+    let chosen = first.repeat_dim(1, experts).equal(columns.repeat_dim(0, tokens));
+    chosen.float().cast(routing.probs.dtype()).sum_dim(0).squeeze_dim(0)
+}

@@ -1,0 +1,171 @@
+//! The layer: a router, its experts and the auxiliary losses.
+
+use burn::config::Config;
+use burn::module::{Initializer, Module};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use moe_kernels::MoeBackend;
+
+use crate::dispatch;
+use crate::{
+    Activation, BalanceConvention, Experts, ExpertsConfig, Routing, TopKRouter, TopKRouterConfig, load_balance_loss,
+    router_z_loss,
+};
+
+/// Configuration to create a [`Moe`] using the [init function](MoeConfig::init).
+#[derive(Config, Debug)]
+pub struct MoeConfig {
+    /// Width of a token, `D`.
+    pub d_model: usize,
+    /// Width inside an expert, `F`.
+    pub d_hidden: usize,
+    /// Number of experts, `E`.
+    pub num_experts: usize,
+    /// Experts per token, `K`.
+    pub top_k: usize,
+    /// Divide the gates of a token by their sum. Default: false
+    #[config(default = false)]
+    pub normalize_gates: bool,
+    /// Inside the experts. Default: SwiGLU
+    #[config(default = "Activation::SwiGlu")]
+    pub activation: Activation,
+    /// Whether the experts have biases. Default: false
+    #[config(default = false)]
+    pub bias: bool,
+    /// What the load-balance loss counts. Default: Switch
+    #[config(default = "BalanceConvention::Switch")]
+    pub balance: BalanceConvention,
+    /// Weight of the load-balance loss. Default: 0.01
+    #[config(default = 0.01)]
+    pub balance_coef: f64,
+    /// Weight of the router z-loss. Default: 0 (ST-MoE uses 0.001)
+    #[config(default = 0.0)]
+    pub z_coef: f64,
+    /// How router and experts start. Default: uniform in `+-1 / sqrt(fan in)`, as burn's `Linear`
+    #[config(default = "crate::experts::default_initializer()")]
+    pub initializer: Initializer,
+}
+
+impl MoeConfig {
+    /// Creates the layer on `device`.
+    ///
+    /// # Panics
+    ///
+    /// Panics unless `1 <= top_k <= num_experts` and no size is zero.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Moe<B> {
+        let router = TopKRouterConfig::new(self.d_model, self.num_experts, self.top_k)
+            .with_normalize_gates(self.normalize_gates)
+            .with_initializer(self.initializer.clone());
+        let experts = ExpertsConfig::new(self.num_experts, self.d_model, self.d_hidden)
+            .with_activation(self.activation)
+            .with_bias(self.bias)
+            .with_initializer(self.initializer.clone());
+        Moe {
+            router: router.init(device),
+            experts: experts.init(device),
+            balance: self.balance,
+            balance_coef: self.balance_coef,
+            z_coef: self.z_coef,
+        }
+    }
+}
+
+/// A Mixture-of-Experts feed-forward layer. Created by [`MoeConfig`].
+#[derive(Module, Debug)]
+pub struct Moe<B: Backend> {
+    /// Chooses the experts.
+    pub router: TopKRouter<B>,
+    /// The feed-forward networks.
+    pub experts: Experts<B>,
+    #[module(skip)]
+    balance: BalanceConvention,
+    balance_coef: f64,
+    z_coef: f64,
+}
+
+impl<B: MoeBackend> Moe<B> {
+    /// Routes every token and sums its experts' outputs: `y_t = sum_k gate_tk * expert_tk(x_t)`.
+    ///
+    /// # Shapes
+    ///
+    /// - input: `[.., D]`, any leading dimensions; they are the `T` tokens
+    /// - output: the shape and dtype of the input
+    ///
+    /// # Panics
+    ///
+    /// Panics when the last dimension is not `D`.
+    pub fn forward<const N: usize>(&self, input: Tensor<B, N>) -> MoeOutput<B, N> {
+        let shape = input.dims();
+        let d_model = shape[N - 1];
+        let num_tokens = shape[..N - 1].iter().product::<usize>();
+        let tokens: Tensor<B, 2> = input.reshape([num_tokens, d_model]);
+
+        let routing = self.router.forward(tokens.clone());
+        let output = dispatch::grouped(tokens, &self.experts, &routing).reshape(shape);
+        MoeOutput { output, losses: self.losses(&routing), routing }
+    }
+
+    fn losses(&self, routing: &Routing<B>) -> MoeLosses<B> {
+        MoeLosses {
+            balance: load_balance_loss(routing, self.balance),
+            z: router_z_loss(routing),
+            balance_coef: self.balance_coef,
+            z_coef: self.z_coef,
+        }
+    }
+}
+
+/// What a forward pass yields: nothing of it stays in the module.
+#[derive(Debug, Clone)]
+pub struct MoeOutput<B: MoeBackend, const N: usize> {
+    /// The layer's output, in the shape of its input.
+    pub output: Tensor<B, N>,
+    /// What the router decided.
+    pub routing: Routing<B>,
+    /// The auxiliary losses of this pass.
+    pub losses: MoeLosses<B>,
+}
+
+/// Auxiliary losses of one layer, with their weights.
+#[derive(Debug, Clone)]
+pub struct MoeLosses<B: Backend> {
+    /// Load-balance loss, unweighted, `[1]`.
+    pub balance: Tensor<B, 1>,
+    /// Router z-loss, unweighted, `[1]`.
+    pub z: Tensor<B, 1>,
+    /// Weight of `balance`.
+    pub balance_coef: f64,
+    /// Weight of `z`.
+    pub z_coef: f64,
+}
+
+impl<B: Backend> MoeLosses<B> {
+    /// The sum to add to the training loss, `[1]`: `balance_coef * balance + z_coef * z`.
+    pub fn weighted(&self) -> Tensor<B, 1> {
+        self.balance.clone() * self.balance_coef + self.z.clone() * self.z_coef
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+
+    use super::*;
+
+    #[test]
+    fn leading_dimensions_do_not_matter() {
+        let device = Default::default();
+        let moe = MoeConfig::new(8, 16, 4, 2).init::<Flex>(&device);
+        let input = Tensor::<Flex, 3>::random([2, 3, 8], burn::tensor::Distribution::Default, &device);
+        let flat = moe.forward(input.clone().reshape([6, 8])).output.into_data();
+        let nested = moe.forward(input).output.reshape([6, 8]).into_data();
+        nested.assert_eq(&flat, true);
+    }
+
+    #[test]
+    #[should_panic(expected = "must have D = 8, got 6")]
+    fn an_input_of_another_width_panics() {
+        let moe = MoeConfig::new(8, 16, 4, 2).init::<Flex>(&Default::default());
+        moe.forward(Tensor::<Flex, 2>::ones([2, 6], &Default::default()));
+    }
+}

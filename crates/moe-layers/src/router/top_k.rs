@@ -1,0 +1,171 @@
+//! Token-choice top-K routing.
+//!
+//! Each token keeps its `K` best experts ([Shazeer et al., 2017](https://arxiv.org/abs/1701.06538), eq. 3 to 5,
+//! without the noise, with the softmax taken over all experts first).
+
+use burn::config::Config;
+use burn::module::{Initializer, Module, Param};
+use burn::tensor::activation::softmax;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+use moe_kernels::{MoeBackend, top_k};
+
+use crate::Routing;
+
+/// Configuration to create a [`TopKRouter`] using the [init function](TopKRouterConfig::init).
+#[derive(Config, Debug)]
+pub struct TopKRouterConfig {
+    /// Width of a token, `D`.
+    pub d_model: usize,
+    /// Number of experts, `E`.
+    pub num_experts: usize,
+    /// Experts kept per token, `K`.
+    pub top_k: usize,
+    /// Divide the kept probabilities by their sum (Mixtral); otherwise they keep their softmax values (OLMoE,
+    /// Default MoE). Default: false
+    #[config(default = false)]
+    pub normalize_gates: bool,
+    /// How the weight `[D, E]` starts. Default: uniform in `+-1 / sqrt(D)`, as burn's `Linear`
+    #[config(default = "crate::experts::default_initializer()")]
+    pub initializer: Initializer,
+}
+
+impl TopKRouterConfig {
+    /// Creates the router on `device`.
+    ///
+    /// # Panics
+    ///
+    /// Panics unless `1 <= top_k <= num_experts`.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> TopKRouter<B> {
+        assert!(
+            (1..=self.num_experts).contains(&self.top_k),
+            "TopKRouterConfig: top_k = {} must be in 1..={}, the number of experts",
+            self.top_k,
+            self.num_experts
+        );
+        let shape = [self.d_model, self.num_experts];
+        let fans = (Some(self.d_model), Some(self.num_experts));
+        TopKRouter {
+            weight: self.initializer.init_with(shape, fans.0, fans.1, device),
+            top_k: self.top_k,
+            normalize_gates: self.normalize_gates,
+        }
+    }
+}
+
+/// Keeps the `K` most probable experts of each token. Created by [`TopKRouterConfig`].
+#[derive(Module, Debug)]
+pub struct TopKRouter<B: Backend> {
+    /// Scores of a token are `x W`: `[D, E]`.
+    pub weight: Param<Tensor<B, 2>>,
+    top_k: usize,
+    normalize_gates: bool,
+}
+
+impl<B: MoeBackend> TopKRouter<B> {
+    /// Chooses `K` experts for every token; the lower expert index wins a tie.
+    ///
+    /// Computed in f32 whatever the dtype of the tokens (in f64 if they are f64).
+    ///
+    /// # Shapes
+    ///
+    /// - tokens: `[T, D]`
+    /// - output: gates `[T, K]` in `[0, 1]`, largest first; they sum to 1 if normalised
+    ///
+    /// # Panics
+    ///
+    /// Panics when the tokens do not have width `D`.
+    pub fn forward(&self, tokens: Tensor<B, 2>) -> Routing<B> {
+        let ([_, width], [d_model, _]) = (tokens.dims(), self.weight.dims());
+        assert_eq!(width, d_model, "TopKRouter: tokens [T, D] must have D = {d_model}, got {width}");
+
+        let logits = self.logits(tokens);
+        let probs = softmax(logits.clone(), 1);
+        let (gates, experts) = top_k(probs.clone(), self.top_k);
+        let gates = if self.normalize_gates { normalize(gates) } else { gates };
+        Routing::new(logits, probs, gates, experts)
+    }
+
+    fn logits(&self, tokens: Tensor<B, 2>) -> Tensor<B, 2> {
+        let (dtype, weight) = (routing_dtype(tokens.dtype()), self.weight.val());
+        if tokens.dims()[0] == 0 {
+            // burn-ndarray cannot multiply an empty matrix.
+            return Tensor::zeros([0, weight.dims()[1]], (&weight.device(), dtype));
+        }
+        tokens.cast(dtype).matmul(weight.cast(dtype))
+    }
+}
+
+fn routing_dtype(tokens: DType) -> DType {
+    if tokens == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// Rows divided by their sums, which are at least `K / E` for the largest of a softmax.
+fn normalize<B: Backend>(gates: Tensor<B, 2>) -> Tensor<B, 2> {
+    let sums = gates.clone().sum_dim(1);
+    gates / sums
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use burn::tensor::{TensorData, Tolerance};
+
+    use super::*;
+
+    /// A router whose logits are the tokens themselves.
+    fn identity(num_experts: usize, top_k: usize, normalize_gates: bool) -> TopKRouter<Flex> {
+        let device = Default::default();
+        let config = TopKRouterConfig::new(num_experts, num_experts, top_k).with_normalize_gates(normalize_gates);
+        let mut router = config.init(&device);
+        router.weight = Param::from_tensor(Tensor::eye(num_experts, &device));
+        router
+    }
+
+    fn route(router: &TopKRouter<Flex>, logits: [[f32; 4]; 1]) -> (TensorData, Vec<i64>) {
+        let routing = router.forward(Tensor::from_data(logits, &Default::default()));
+        (routing.gates.into_data(), routing.experts.into_data().iter::<i64>().collect())
+    }
+
+    #[test]
+    fn gates_are_softmax_values_over_all_experts() {
+        let (gates, experts) = route(&identity(4, 2, false), [[0.0, 2f32.ln(), 0.0, 4f32.ln()]]);
+        assert_eq!(experts, [3, 1]);
+        gates.assert_approx_eq::<f32>(&TensorData::from([[0.5, 0.25]]), Tolerance::relative(1e-5));
+    }
+
+    #[test]
+    fn normalised_gates_sum_to_one_and_equal_the_softmax_over_the_kept() {
+        let (gates, experts) = route(&identity(4, 2, true), [[0.0, 2f32.ln(), 0.0, 4f32.ln()]]);
+        assert_eq!(experts, [3, 1]);
+        let expected = TensorData::from([[2.0 / 3.0, 1.0 / 3.0]]);
+        gates.assert_approx_eq::<f32>(&expected, Tolerance::relative(1e-5));
+    }
+
+    #[test]
+    fn the_lower_index_wins_a_tie() {
+        let (_, experts) = route(&identity(4, 3, false), [[1.0, 3.0, 1.0, 1.0]]);
+        assert_eq!(experts, [1, 0, 2]);
+    }
+
+    #[test]
+    fn routing_is_f32_for_bf16_tokens() {
+        let router = TopKRouterConfig::new(8, 4, 2).init::<Flex>(&Default::default());
+        let tokens = Tensor::<Flex, 2>::ones([3, 8], &Default::default()).cast(DType::BF16);
+        let routing = router.forward(tokens);
+        assert_eq!((routing.logits.dtype(), routing.gates.dtype()), (DType::F32, DType::F32));
+    }
+
+    #[test]
+    #[should_panic(expected = "top_k = 5 must be in 1..=4")]
+    fn more_experts_per_token_than_experts_panics() {
+        TopKRouterConfig::new(8, 4, 5).init::<Flex>(&Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "must have D = 8, got 6")]
+    fn tokens_of_another_width_panic() {
+        let router = TopKRouterConfig::new(8, 4, 2).init::<Flex>(&Default::default());
+        router.forward(Tensor::ones([3, 6], &Default::default()));
+    }
+}
