@@ -1,0 +1,51 @@
+//! The backends under test, as types with gradients.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
+
+/// burn-flex.
+#[cfg(feature = "flex")]
+pub type Flex = Autodiff<burn::backend::Flex>;
+
+/// burn-flex, recomputing cheap activations in the backward pass.
+#[cfg(feature = "flex")]
+pub type FlexCheckpointed = Autodiff<burn::backend::Flex, BalancedCheckpointing>;
+
+/// burn-ndarray.
+#[cfg(feature = "ndarray")]
+pub type NdArray = Autodiff<burn::backend::NdArray>;
+
+/// burn-wgpu, under Fusion.
+#[cfg(feature = "wgpu")]
+pub type Wgpu = Autodiff<burn::backend::Wgpu>;
+
+/// burn-cuda, under Fusion.
+#[cfg(feature = "cuda")]
+pub type Cuda = Autodiff<burn::backend::Cuda>;
+
+/// The device of the WGPU suite: the default one, or the software adapter when `MOE_TEST_WGPU=cpu`.
+#[cfg(feature = "wgpu")]
+pub fn wgpu_device() -> burn::backend::wgpu::WgpuDevice {
+    use burn::backend::wgpu::WgpuDevice;
+    match std::env::var("MOE_TEST_WGPU").as_deref() {
+        Ok("cpu") => WgpuDevice::Cpu,
+        _ => WgpuDevice::default(),
+    }
+}
+
+/// One test per named generic function and enabled backend: `flex::name`, `ndarray::name`, ..
+#[macro_export]
+macro_rules! on_every_backend {
+    ($($name:ident),+ $(,)?) => {
+        #[cfg(feature = "flex")]
+        mod flex { $(#[test] fn $name() { super::$name::<$crate::Flex>(&Default::default()) })+ }
+        #[cfg(feature = "flex")]
+        mod flex_checkpointed { $(#[test] fn $name() { super::$name::<$crate::FlexCheckpointed>(&Default::default()) })+ }
+        #[cfg(feature = "ndarray")]
+        mod ndarray { $(#[test] fn $name() { super::$name::<$crate::NdArray>(&Default::default()) })+ }
+        #[cfg(feature = "wgpu")]
+        mod wgpu { $(#[test] fn $name() { super::$name::<$crate::Wgpu>(&$crate::wgpu_device()) })+ }
+        #[cfg(feature = "cuda")]
+        mod cuda { $(#[test] fn $name() { super::$name::<$crate::Cuda>(&Default::default()) })+ }
+    };
+}

@@ -1,0 +1,57 @@
+//! One catalogue of routing situations feeds every suite.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// Sizes and the kind of load of one situation.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// What is special about it.
+    pub name: &'static str,
+    /// Tokens, `T`.
+    pub tokens: usize,
+    /// Experts, `E`.
+    pub experts: usize,
+    /// Experts per token, `K`.
+    pub top_k: usize,
+    /// Token width, `D`.
+    pub d_model: usize,
+    /// Expert width, `F`.
+    pub d_hidden: usize,
+    /// Experts `0..busy` are chosen from; the others stay idle.
+    pub busy: usize,
+}
+
+const fn case(name: &'static str, sizes: [usize; 5], busy: usize) -> Case {
+    let [tokens, experts, top_k, d_model, d_hidden] = sizes;
+    Case { name, tokens, experts, top_k, d_model, d_hidden, busy }
+}
+
+/// Every situation that has its own way to go wrong.
+pub const CASES: &[Case] = &[
+    case("regular", [16, 4, 2, 8, 12], 4),
+    case("odd sizes", [13, 5, 3, 7, 9], 5),
+    case("top-1", [11, 3, 1, 4, 6], 3),
+    case("every expert", [6, 4, 4, 5, 3], 4),
+    case("idle experts", [9, 6, 2, 4, 5], 3),
+    case("one expert owns all", [8, 4, 1, 4, 5], 1),
+    case("one token", [1, 4, 2, 3, 5], 4),
+    case("no tokens", [0, 4, 2, 3, 5], 4),
+    case("one expert", [5, 1, 1, 4, 3], 1),
+    case("many small experts", [24, 32, 6, 6, 2], 32),
+];
+
+impl Case {
+    /// Distinct experts for every token, `[T * K]`, out of the busy ones.
+    pub fn assignment(&self) -> Vec<usize> {
+        let mut rng = StdRng::seed_from_u64(self.tokens as u64 * 31 + self.experts as u64);
+        let mut chosen = Vec::new();
+        for _ in 0..self.tokens {
+            let mut pool: Vec<usize> = (0..self.busy).collect();
+            for _ in 0..self.top_k {
+                chosen.push(pool.swap_remove(rng.random_range(0..pool.len())));
+            }
+        }
+        chosen
+    }
+}

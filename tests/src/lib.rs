@@ -1,0 +1,12 @@
+//! What the cross-backend suites share: the backends, the catalogue of routing cases, comparison.
+//!
+//! A suite is a list of functions generic over the backend; [`on_every_backend!`] turns each into one test per
+//! enabled backend. `flex` runs a second time under gradient checkpointing.
+
+mod backends;
+mod cases;
+mod compare;
+
+pub use backends::*;
+pub use cases::{CASES, Case};
+pub use compare::{ABSOLUTE, RELATIVE, assert_close, host, random, tensor};

@@ -1,0 +1,212 @@
+//! Every op of `moe-kernels` against naive loops in f64: values and all gradients, over the catalogue of cases.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use moe_kernels::reference;
+use moe_kernels::{AutodiffMoeBackend, ExpertPlan, combine_rows, dispatch_rows, gelu, grouped_matmul, swiglu, top_k};
+use moe_tests::{CASES, Case, assert_close, host, on_every_backend, random, tensor};
+
+on_every_backend!(
+    top_k_matches_repeated_argmax,
+    top_k_breaks_ties_by_the_lower_index,
+    top_k_survives_nan,
+    top_k_gradient_reaches_the_chosen_scores_only,
+    a_plan_is_a_stable_sort_with_its_inverse,
+    dispatch_matches_the_loop,
+    combine_matches_the_loop,
+    grouped_matmul_matches_the_loop_over_experts,
+    an_idle_expert_gets_a_zero_gradient,
+    swiglu_matches_the_formula_and_finite_differences,
+    gelu_matches_the_formula_and_its_exact_gradient,
+    combining_dispatched_rows_with_mean_gates_is_the_identity,
+    two_runs_give_the_same_bits,
+);
+
+fn plan<B: AutodiffMoeBackend>(case: &Case, device: &B::Device) -> ExpertPlan<B> {
+    let experts: Vec<i64> = case.assignment().into_iter().map(|e| e as i64).collect();
+    let experts = TensorData::new(experts, [case.tokens, case.top_k]);
+    ExpertPlan::new(Tensor::<B, 2, Int>::from_data(experts, device), case.experts)
+}
+
+fn ints<B: AutodiffMoeBackend, const D: usize>(tensor: Tensor<B, D, Int>) -> Vec<usize> {
+    tensor.into_data().iter::<i64>().map(|i| i as usize).collect()
+}
+
+/// `sum(output * weight)`: a scalar whose gradient with respect to the output is `weight`.
+fn backward<B: AutodiffMoeBackend>(output: Tensor<B, 2>, weight: &[f64]) -> B::Gradients {
+    let weight = tensor::<B, 2>(weight, output.dims(), &output.device());
+    (output * weight).sum().backward()
+}
+
+fn gradient<B: AutodiffMoeBackend, const D: usize>(input: &Tensor<B, D>, grads: &B::Gradients) -> Vec<f64> {
+    host(input.grad(grads).expect("the input was tracked"))
+}
+
+fn top_k_matches_repeated_argmax<B: AutodiffMoeBackend>(device: &B::Device) {
+    for case in CASES {
+        let scores = random(case.tokens * case.experts, 1);
+        let (values, indices) = top_k(tensor::<B, 2>(&scores, [case.tokens, case.experts], device), case.top_k);
+        let expected = reference::top_k(&scores, case.experts, case.top_k);
+        assert_eq!(ints(indices), expected, "{}", case.name);
+
+        let row = |i: usize| i / case.top_k * case.experts;
+        let picked: Vec<f64> = expected.iter().enumerate().map(|(i, &e)| scores[row(i) + e]).collect();
+        assert_eq!(host(values), picked, "{}", case.name);
+    }
+}
+
+fn top_k_breaks_ties_by_the_lower_index<B: AutodiffMoeBackend>(device: &B::Device) {
+    let scores = Tensor::<B, 2>::from_data([[0.0, 2.0, 2.0, -0.0, 2.0], [1.0; 5]], device);
+    assert_eq!(ints(top_k(scores, 4).1), [1, 2, 4, 0, 0, 1, 2, 3]);
+}
+
+fn top_k_survives_nan<B: AutodiffMoeBackend>(device: &B::Device) {
+    let scores = Tensor::<B, 2>::from_data([[f32::NAN, 1.0, 2.0], [f32::NAN; 3]], device);
+    assert_eq!(ints(top_k(scores, 2).1), [2, 1, 0, 1]);
+}
+
+fn top_k_gradient_reaches_the_chosen_scores_only<B: AutodiffMoeBackend>(device: &B::Device) {
+    let scores = Tensor::<B, 2>::from_data([[0.1, 0.4, 0.3], [0.9, 0.5, 0.7]], device).require_grad();
+    let grads = backward(top_k(scores.clone(), 2).0, &[1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(gradient(&scores, &grads), [0.0, 1.0, 2.0, 3.0, 0.0, 4.0]);
+}
+
+fn a_plan_is_a_stable_sort_with_its_inverse<B: AutodiffMoeBackend>(device: &B::Device) {
+    for case in CASES {
+        let (plan, experts) = (plan::<B>(case, device), case.assignment());
+        let slots = reference::sorted_slots(&experts);
+        assert_eq!(ints(plan.slot_of_row()), slots, "{}", case.name);
+
+        let rows = ints(plan.row_of_slot());
+        assert!(slots.iter().enumerate().all(|(row, &slot)| rows[slot] == row), "{}", case.name);
+
+        let counts = ints(plan.counts());
+        let expected = |e: usize| experts.iter().filter(|&&x| x == e).count();
+        assert_eq!(counts, (0..case.experts).map(expected).collect::<Vec<_>>(), "{}", case.name);
+        assert_eq!(counts.iter().sum::<usize>(), plan.num_rows());
+    }
+}
+
+fn dispatch_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    for case in CASES {
+        let (experts, width) = (case.assignment(), case.d_model);
+        let tokens = random(case.tokens * width, 2);
+        let weight = random(experts.len() * width, 3);
+
+        let input = tensor::<B, 2>(&tokens, [case.tokens, width], device).require_grad();
+        let rows = dispatch_rows(input.clone(), &plan(case, device));
+        assert_eq!(host(rows.clone()), reference::dispatch(&tokens, width, &experts, case.top_k), "{}", case.name);
+
+        let grads = backward(rows, &weight);
+        let expected = reference::dispatch_grad(&weight, width, &experts, case.top_k);
+        assert_close(case.name, &gradient(&input, &grads), &expected);
+    }
+}
+
+fn combine_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    for case in CASES {
+        let (experts, width) = (case.assignment(), case.d_model);
+        let rows = random(experts.len() * width, 4);
+        let gates = random(experts.len(), 5);
+        let weight = random(case.tokens * width, 6);
+
+        let rows_in = tensor::<B, 2>(&rows, [experts.len(), width], device).require_grad();
+        let gates_in = tensor::<B, 2>(&gates, [case.tokens, case.top_k], device).require_grad();
+        let output = combine_rows(rows_in.clone(), gates_in.clone(), &plan(case, device));
+        let expected = reference::combine(&rows, &gates, width, &experts, case.top_k);
+        assert_close(case.name, &host(output.clone()), &expected);
+
+        let grads = backward(output, &weight);
+        let (rows_grad, gates_grad) = reference::combine_grad(&rows, &gates, &weight, width, &experts, case.top_k);
+        assert_close(case.name, &gradient(&rows_in, &grads), &rows_grad);
+        assert_close(case.name, &gradient(&gates_in, &grads), &gates_grad);
+    }
+}
+
+fn grouped_matmul_matches_the_loop_over_experts<B: AutodiffMoeBackend>(device: &B::Device) {
+    for case in CASES {
+        let (experts, d, f) = (case.assignment(), case.d_model, case.d_hidden);
+        let rows = random(experts.len() * d, 7);
+        let matrices = random(case.experts * d * f, 8);
+        let weight = random(experts.len() * f, 9);
+
+        let rows_in = tensor::<B, 2>(&rows, [experts.len(), d], device).require_grad();
+        let matrices_in = tensor::<B, 3>(&matrices, [case.experts, d, f], device).require_grad();
+        let output = grouped_matmul(rows_in.clone(), matrices_in.clone(), &plan(case, device));
+        let expected = reference::grouped_matmul(&rows, &matrices, d, f, &experts);
+        assert_close(case.name, &host(output.clone()), &expected);
+
+        let grads = backward(output, &weight);
+        let (rows_grad, matrices_grad) = reference::grouped_matmul_grad(&rows, &matrices, &weight, d, f, &experts);
+        assert_close(case.name, &gradient(&rows_in, &grads), &rows_grad);
+        assert_close(case.name, &gradient(&matrices_in, &grads), &matrices_grad);
+    }
+}
+
+fn an_idle_expert_gets_a_zero_gradient<B: AutodiffMoeBackend>(device: &B::Device) {
+    let case = CASES.iter().find(|c| c.name == "idle experts").expect("in the catalogue");
+    let rows = tensor::<B, 2>(&random(case.tokens * case.top_k * 4, 1), [case.tokens * case.top_k, 4], device);
+    let matrices = tensor::<B, 3>(&random(case.experts * 4 * 3, 2), [case.experts, 4, 3], device).require_grad();
+    let output = grouped_matmul(rows, matrices.clone(), &plan(case, device));
+    let grads = gradient(&matrices, &output.sum().backward());
+    assert!(grads[case.busy * 12..].iter().all(|&g| g == 0.0));
+    assert!(grads[..case.busy * 12].iter().any(|&g| g != 0.0));
+}
+
+fn swiglu_matches_the_formula_and_finite_differences<B: AutodiffMoeBackend>(device: &B::Device) {
+    const STEP: f64 = 1e-5; // central difference in f64: truncation near 1e-10, rounding near 1e-11
+    let (rows, f) = (5, 3);
+    let values: Vec<f64> = random(rows * 2 * f, 10).iter().map(|v| v * 6.0).collect();
+    let values: Vec<f64> = values.iter().map(|&v| f64::from(v as f32)).collect();
+    let weight = random(rows * f, 11);
+
+    let input = tensor::<B, 2>(&values, [rows, 2 * f], device).require_grad();
+    let output = swiglu(input.clone());
+    assert_close("swiglu", &host(output.clone()), &reference::swiglu(&values, f));
+
+    let loss = |values: &[f64]| -> f64 { reference::swiglu(values, f).iter().zip(&weight).map(|(y, w)| y * w).sum() };
+    let numeric: Vec<f64> = (0..values.len())
+        .map(|i| {
+            let (mut above, mut below) = (values.clone(), values.clone());
+            above[i] += STEP;
+            below[i] -= STEP;
+            (loss(&above) - loss(&below)) / (2.0 * STEP)
+        })
+        .collect();
+    assert_close("swiglu gradient", &gradient(&input, &backward(output, &weight)), &numeric);
+}
+
+/// Reference values from the error function in f64, to 12 digits.
+fn gelu_matches_the_formula_and_its_exact_gradient<B: AutodiffMoeBackend>(device: &B::Device) {
+    const POINTS: [f64; 5] = [-3.0, -1.0, 0.0, 0.5, 2.0];
+    const VALUES: [f64; 5] = [-0.004049694095, -0.158655253931, 0.0, 0.345731230637, 1.954499736104];
+    const SLOPES: [f64; 5] = [-0.011945647204, -0.083315470588, 0.5, 0.867495124656, 1.085231801078];
+
+    let input = tensor::<B, 2>(&POINTS, [1, 5], device).require_grad();
+    let output = gelu(input.clone());
+    assert_close("gelu", &host(output.clone()), &VALUES);
+    assert_close("gelu gradient", &gradient(&input, &backward(output, &[1.0; 5])), &SLOPES);
+}
+
+fn combining_dispatched_rows_with_mean_gates_is_the_identity<B: AutodiffMoeBackend>(device: &B::Device) {
+    for case in CASES {
+        let (tokens, plan) = (random(case.tokens * case.d_model, 12), plan::<B>(case, device));
+        let rows = dispatch_rows(tensor(&tokens, [case.tokens, case.d_model], device), &plan);
+        let gates = Tensor::full([case.tokens, case.top_k], 1.0 / case.top_k as f64, device);
+        assert_close(case.name, &host(combine_rows(rows, gates, &plan)), &tokens);
+    }
+}
+
+fn two_runs_give_the_same_bits<B: AutodiffMoeBackend>(device: &B::Device) {
+    let case = &CASES[CASES.len() - 1];
+    let run = || {
+        let plan = plan::<B>(case, device);
+        let tokens = tensor::<B, 2>(&random(case.tokens * 6, 1), [case.tokens, 6], device).require_grad();
+        let matrices = tensor::<B, 3>(&random(case.experts * 24, 2), [case.experts, 6, 4], device).require_grad();
+        let gates = tensor::<B, 2>(&random(plan.num_rows(), 3), [case.tokens, case.top_k], device);
+        let rows = grouped_matmul(dispatch_rows(tokens.clone(), &plan), matrices.clone(), &plan);
+        let output = combine_rows(swiglu(rows), gates, &plan);
+        let grads = output.clone().sum().backward();
+        [host(output), gradient(&tokens, &grads), gradient(&matrices, &grads)]
+    };
+    assert_eq!(run(), run());
+}
