@@ -20,8 +20,8 @@ pub(crate) fn grouped_matmul<B: Backend>(
     let products: Vec<_> = (plan.host_ranges().into_iter().enumerate())
         .filter(|(_, range)| !range.is_empty())
         .map(|(expert, range)| {
-            let weight = weight.clone().slice([expert..expert + 1]).reshape([d_in, d_out]);
-            rows.clone().slice([range]).matmul(weight)
+            let weight = weight.clone().slice(expert..expert + 1).reshape([d_in, d_out]);
+            rows.clone().slice(range).matmul(weight)
         })
         .collect();
     unwrap(concatenate(products, [0, d_out], &rows.device(), rows.dtype()))
@@ -41,7 +41,7 @@ pub(crate) fn grouped_outer<B: Backend>(
         true => Tensor::zeros([1, d_in, d_out], (&device, dtype)),
         false => {
             let lhs = lhs.clone().slice([0..d_in, range.clone()]);
-            lhs.matmul(rhs.clone().slice([range])).unsqueeze::<3>()
+            lhs.matmul(rhs.clone().slice(range)).unsqueeze::<3>()
         }
     };
     let products = plan.host_ranges().into_iter().map(outer).collect();

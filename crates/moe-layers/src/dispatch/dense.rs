@@ -38,8 +38,8 @@ fn gate_of<B: Backend>(gates: Tensor<B, 2>, experts: Tensor<B, 2, Int>, e: usize
 
 fn one_expert<B: Backend>(tokens: Tensor<B, 2>, experts: &Experts<B>, e: usize) -> Tensor<B, 2> {
     let dtype = tokens.dtype();
-    let matrix = |stack: Tensor<B, 3>| stack.slice([e..e + 1]).squeeze_dim::<2>(0).cast(dtype);
-    let row = |stack: Tensor<B, 2>| stack.slice([e..e + 1]).cast(dtype);
+    let matrix = |stack: Tensor<B, 3>| stack.slice(e..e + 1).squeeze_dim::<2>(0).cast(dtype);
+    let row = |stack: Tensor<B, 2>| stack.slice(e..e + 1).cast(dtype);
 
     let mut hidden = tokens.matmul(matrix(experts.w_in.val()));
     if let Some(bias) = &experts.b_in {

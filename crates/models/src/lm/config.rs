@@ -1,0 +1,191 @@
+//! What a language model looks like, as plain data.
+
+use burn::config::Config;
+use burn::module::Initializer;
+use moe_layers::{Activation, BalanceConvention, MoeConfig};
+use serde::{Deserialize, Serialize};
+
+use super::MoeLayers;
+
+/// Configuration to create an [`Lm`](super::Lm) using the [init function](LmConfig::init).
+///
+/// Symbols in shapes: `B` batch, `S` sequence, `T = B * S` tokens, `V` vocabulary, `D` d_model, `H` heads, `C`
+/// key/value heads, `A` head width, `F` feed-forward width, `E` experts, `K` experts per token.
+#[derive(Config, Debug, PartialEq)]
+pub struct LmConfig {
+    /// Number of different tokens, `V`.
+    pub vocab_size: usize,
+    /// Width of the residual stream, `D`.
+    pub d_model: usize,
+    /// Number of transformer blocks.
+    pub num_layers: usize,
+    /// Number of query heads, `H`.
+    pub num_heads: usize,
+    /// Width `F` of a dense feed-forward block.
+    pub d_hidden: usize,
+    /// Longest sequence the model sees at once, in tokens.
+    pub max_seq_len: usize,
+    /// Number of key/value heads, `C`, a divisor of `num_heads`. `None`: as many as query heads.
+    pub num_kv_heads: Option<usize>,
+    /// Width of a head, `A`, an even number. `None`: `d_model / num_heads`.
+    pub head_dim: Option<usize>,
+    /// Activation of the dense feed-forward blocks.
+    #[config(default = "Activation::SwiGlu")]
+    pub activation: Activation,
+    /// Normalisation before attention, before the feed-forward block and before the vocabulary.
+    #[config(default = "NormKind::Rms")]
+    pub norm: NormKind,
+    /// Added to the mean square (or variance) inside every normalisation.
+    #[config(default = 1e-5)]
+    pub norm_eps: f64,
+    /// Base of the rotary wavelengths.
+    #[config(default = 10000.0)]
+    pub rope_theta: f64,
+    /// Normalisation of queries and keys.
+    #[config(default = "QkNorm::None")]
+    pub qk_norm: QkNorm,
+    /// Whether the output matrix is the embedding.
+    #[config(default = true)]
+    pub tie_embeddings: bool,
+    /// Which layers have experts.
+    #[config(default = "MoeLayers::AllButFirst")]
+    pub moe_layers: MoeLayers,
+    /// The feed-forward block of those layers: by default 8 experts, top 2, each half as wide as a dense block.
+    #[config(default = "LmMoeConfig::new(8, 2, d_hidden / 2)")]
+    pub moe: LmMoeConfig,
+    /// Standard deviation of the initial matrices; those that write into the residual stream have it divided by
+    /// `sqrt(2 * num_layers)` (Radford et al., 2019, section 2.3).
+    #[config(default = 0.02)]
+    pub init_std: f64,
+}
+
+/// The Mixture-of-Experts feed-forward block of a language model.
+#[derive(Config, Debug, PartialEq)]
+pub struct LmMoeConfig {
+    /// Number of experts, `E`.
+    pub num_experts: usize,
+    /// Experts per token, `K`.
+    pub top_k: usize,
+    /// Width of one expert, `F`.
+    pub d_hidden: usize,
+    /// The routing algorithm.
+    #[config(default = "RouterKind::TopK")]
+    pub router: RouterKind,
+    /// Activation of the experts.
+    #[config(default = "Activation::SwiGlu")]
+    pub activation: Activation,
+    /// Whether the experts' matrices have biases.
+    #[config(default = false)]
+    pub bias: bool,
+    /// Whether the `K` gates of a token are scaled to sum to 1.
+    #[config(default = false)]
+    pub normalize_gates: bool,
+    /// Which definition the load balance loss follows.
+    #[config(default = "BalanceConvention::Switch")]
+    pub balance: BalanceConvention,
+    /// Weight of the load balance loss.
+    #[config(default = 0.01)]
+    pub balance_coef: f64,
+    /// Weight of the router z-loss.
+    #[config(default = 0.0)]
+    pub z_coef: f64,
+}
+
+/// Kind of normalisation; in text `"rms"` or `"layer"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NormKind {
+    /// Root mean square, with a gain ([Zhang and Sennrich, 2019](https://arxiv.org/abs/1910.07467)).
+    #[default]
+    Rms,
+    /// Mean and variance, with a gain and a shift ([Ba et al., 2016](https://arxiv.org/abs/1607.06450)).
+    Layer,
+}
+
+/// Root-mean-square normalisation of queries and keys before the rotation; in text `"none"`, `"per-head"`, `"full"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QkNorm {
+    /// No normalisation.
+    #[default]
+    None,
+    /// Every head by itself, one gain of width `A` for all heads (Qwen3).
+    PerHead,
+    /// All heads together, a gain of width `H * A` or `C * A` (OLMoE).
+    Full,
+}
+
+/// The algorithm that chooses experts; in text `"top-k"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouterKind {
+    /// Softmax over all experts, then the `K` largest.
+    #[default]
+    TopK,
+}
+
+impl LmConfig {
+    /// Width of a head, `A`.
+    pub fn head_width(&self) -> usize {
+        self.head_dim.unwrap_or_else(|| self.d_model / self.num_heads.max(1))
+    }
+
+    /// Number of key/value heads, `C`.
+    pub fn kv_heads(&self) -> usize {
+        self.num_kv_heads.unwrap_or(self.num_heads)
+    }
+
+    /// Whether layer `layer`, counted from 0, has experts.
+    pub fn is_moe_layer(&self, layer: usize) -> bool {
+        self.moe_layers.includes(layer)
+    }
+
+    /// Number of layers with experts.
+    pub fn num_moe_layers(&self) -> usize {
+        (0..self.num_layers).filter(|&layer| self.is_moe_layer(layer)).count()
+    }
+
+    /// Standard deviation of the matrices whose product is added to the residual stream.
+    pub(crate) fn residual_std(&self) -> f64 {
+        self.init_std / (2.0 * self.num_layers as f64).sqrt()
+    }
+}
+
+impl LmMoeConfig {
+    /// The layer's own configuration, matrices drawn with standard deviation `std`.
+    pub(crate) fn layer(&self, d_model: usize, std: f64) -> MoeConfig {
+        let RouterKind::TopK = self.router;
+        MoeConfig::new(d_model, self.d_hidden, self.num_experts, self.top_k)
+            .with_normalize_gates(self.normalize_gates)
+            .with_activation(self.activation)
+            .with_bias(self.bias)
+            .with_balance(self.balance)
+            .with_balance_coef(self.balance_coef)
+            .with_z_coef(self.z_coef)
+            .with_initializer(Initializer::Normal { mean: 0.0, std })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_round_trips_and_uses_kebab_case() {
+        let config = LmConfig::tiny()
+            .with_moe_layers(MoeLayers::Every(2))
+            .with_qk_norm(QkNorm::PerHead)
+            .with_num_kv_heads(Some(2));
+        let json = burn::config::config_to_json(&config);
+        for text in ["\"every-2\"", "\"per-head\"", "\"rms\"", "\"top-k\"", "\"swiglu\"", "\"switch\""] {
+            assert!(json.contains(text), "{text} is not in {json}");
+        }
+        assert_eq!(LmConfig::load_binary(json.as_bytes()).expect("it was just written"), config);
+    }
+
+    #[test]
+    fn default_experts_have_the_active_width_of_a_dense_block() {
+        let config = LmConfig::new(256, 64, 2, 4, 96, 32);
+        assert_eq!(config.moe.top_k * config.moe.d_hidden, config.d_hidden);
+    }
+}

@@ -1,0 +1,40 @@
+//! A decoder-only transformer language model with dense or Mixture-of-Experts feed-forward blocks.
+//!
+//! Pre-norm blocks, rotary positions, grouped-query attention, optional normalisation of queries and keys, tied or
+//! untied embeddings. Everything that sets one published model apart from another is a field of [`LmConfig`]; the
+//! published ones are its constructors ([`LmConfig::PRESETS`]).
+//!
+//! Paths of parameters: `embedding`, `blocks.0.attention_norm.gamma`, `blocks.0.attention.query` (`key`, `value`,
+//! `output`, `query_norm.gamma`, `key_norm.gamma`), `blocks.0.feed_forward_norm.gamma`,
+//! `blocks.0.feed_forward.dense.w_in` (`w_out`), `blocks.1.feed_forward.moe.router.weight`,
+//! `blocks.1.feed_forward.moe.experts.w_in` (`w_out`, `b_in`, `b_out`), `final_norm.gamma`, `lm_head`. Layer
+//! normalisation adds `beta` beside `gamma`.
+
+mod attention;
+mod block;
+mod cache;
+mod config;
+pub mod count;
+mod feed_forward;
+mod loss;
+mod model;
+mod norm;
+mod placement;
+mod presets;
+mod rotary;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+pub use attention::Attention;
+pub use block::Block;
+pub use cache::KvCache;
+pub use config::{LmConfig, LmMoeConfig, NormKind, QkNorm, RouterKind};
+pub use feed_forward::{DenseFeedForward, FeedForward};
+pub use loss::{LmLoss, LmOutput, MoeLayerOutput, cross_entropy};
+pub use model::Lm;
+pub use norm::Norm;
+pub use placement::{MoeLayers, ParseMoeLayersError};
+pub use rotary::Rotary;
+pub use validate::LmConfigError;

@@ -1,0 +1,120 @@
+//! Which layers of a model have experts.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Which layers have experts; the others have a dense feed-forward block.
+///
+/// In text `"none"`, `"all"`, `"all-but-first"`, or `"every-N"` with a number for `N`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum MoeLayers {
+    /// A dense model.
+    None,
+    /// Every layer.
+    All,
+    /// Every layer but the first.
+    #[default]
+    AllButFirst,
+    /// Every `n`-th layer, beginning with the `n`-th: layers 1, 3, 5 .. (counted from 0) for 2. 0 selects nothing.
+    Every(usize),
+}
+
+/// A text that names no [`MoeLayers`].
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error(
+    "moe_layers = \"{text}\" is not a placement of experts; write \"none\", \"all\", \"all-but-first\" or \"every-N\" \
+     with N at least 1, for instance \"every-2\""
+)]
+pub struct ParseMoeLayersError {
+    text: String,
+}
+
+impl MoeLayers {
+    /// Whether layer `layer`, counted from 0, has experts.
+    pub fn includes(self, layer: usize) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::AllButFirst => layer > 0,
+            Self::Every(n) => (layer + 1).is_multiple_of(n),
+        }
+    }
+}
+
+impl FromStr for MoeLayers {
+    type Err = ParseMoeLayersError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let every = |text: &str| text.strip_prefix("every-")?.parse().ok().filter(|&n| n > 0);
+        match text {
+            "none" => Ok(Self::None),
+            "all" => Ok(Self::All),
+            "all-but-first" => Ok(Self::AllButFirst),
+            other => every(other).map(Self::Every).ok_or_else(|| ParseMoeLayersError { text: other.to_string() }),
+        }
+    }
+}
+
+impl fmt::Display for MoeLayers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::All => f.write_str("all"),
+            Self::AllButFirst => f.write_str("all-but-first"),
+            Self::Every(n) => write!(f, "every-{n}"),
+        }
+    }
+}
+
+impl TryFrom<String> for MoeLayers {
+    type Error = ParseMoeLayersError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<MoeLayers> for String {
+    fn from(layers: MoeLayers) -> Self {
+        layers.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selected(layers: MoeLayers) -> Vec<usize> {
+        (0..6).filter(|&layer| layers.includes(layer)).collect()
+    }
+
+    #[test]
+    fn each_placement_selects_its_layers() {
+        assert!(selected(MoeLayers::None).is_empty());
+        assert_eq!(selected(MoeLayers::All), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(selected(MoeLayers::AllButFirst), [1, 2, 3, 4, 5]);
+        assert_eq!(selected(MoeLayers::Every(1)), selected(MoeLayers::All));
+        assert_eq!(selected(MoeLayers::Every(2)), [1, 3, 5]);
+        assert_eq!(selected(MoeLayers::Every(3)), [2, 5]);
+        assert!(selected(MoeLayers::Every(0)).is_empty());
+    }
+
+    #[test]
+    fn text_round_trips() {
+        for layers in [MoeLayers::None, MoeLayers::All, MoeLayers::AllButFirst, MoeLayers::Every(12)] {
+            assert_eq!(layers.to_string().parse(), Ok(layers));
+        }
+    }
+
+    #[test]
+    fn other_text_is_refused_with_the_choices() {
+        for text in ["", "some", "every", "every-", "every-0", "every--1", "every-two", "All"] {
+            let message = text.parse::<MoeLayers>().expect_err(text).to_string();
+            assert!(message.contains(text) && message.contains("every-2"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The check that a configuration is a model.
+
+use thiserror::Error;
+
+use super::{LmConfig, LmMoeConfig, MoeLayers};
+
+/// Why an [`LmConfig`] is not a model.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum LmConfigError {
+    /// A size is 0.
+    #[error("{field} is 0; set it to at least 1")]
+    Zero {
+        /// Path of the field.
+        field: &'static str,
+    },
+    /// A real number is out of range.
+    #[error("{field} is {value}; it must be {expected}")]
+    Range {
+        /// Path of the field.
+        field: &'static str,
+        /// What it is.
+        value: f64,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// `d_model / num_heads` is not an integer and no `head_dim` is given.
+    #[error("d_model = {d_model} does not divide into num_heads = {num_heads}; change one of them or set head_dim")]
+    HeadsDoNotDivide {
+        /// Width of the model.
+        d_model: usize,
+        /// Number of query heads.
+        num_heads: usize,
+    },
+    /// A key/value head would serve a fractional number of query heads.
+    #[error("num_kv_heads = {num_kv_heads} does not divide num_heads = {num_heads}; choose a divisor of {num_heads}")]
+    KvHeadsDoNotDivide {
+        /// Number of key/value heads.
+        num_kv_heads: usize,
+        /// Number of query heads.
+        num_heads: usize,
+    },
+    /// Rotary positions rotate pairs.
+    #[error("head_dim = {head_dim} is odd, but rotary positions rotate pairs; choose an even head_dim")]
+    OddHeadDim {
+        /// Width of a head.
+        head_dim: usize,
+    },
+    /// A token would have to choose one expert twice.
+    #[error(
+        "moe.top_k = {top_k} is more than moe.num_experts = {num_experts}; lower top_k to at most {num_experts} or \
+         add experts"
+    )]
+    TopKTooLarge {
+        /// Experts per token.
+        top_k: usize,
+        /// Experts.
+        num_experts: usize,
+    },
+    /// A placement of experts that selects nothing.
+    #[error(
+        "moe_layers = \"{moe_layers}\" selects none of num_layers = {num_layers} layers; write \"none\" for a dense \
+         model, or choose \"all\" or a smaller N in \"every-N\""
+    )]
+    NoMoeLayer {
+        /// The placement.
+        moe_layers: MoeLayers,
+        /// Number of blocks.
+        num_layers: usize,
+    },
+}
+
+impl LmConfig {
+    /// # Errors
+    ///
+    /// Returns the first contradiction found: a size of 0, heads that do not divide, an odd head width, more experts
+    /// per token than experts, a placement of experts without a layer, a number out of its range. The `moe` table is
+    /// not looked at when `moe_layers` is `"none"`.
+    pub fn validate(&self) -> Result<(), LmConfigError> {
+        self.validate_sizes()?;
+        self.validate_heads()?;
+        self.validate_numbers()?;
+        if self.moe_layers == MoeLayers::None {
+            return Ok(());
+        }
+        if self.num_moe_layers() == 0 {
+            return Err(LmConfigError::NoMoeLayer { moe_layers: self.moe_layers, num_layers: self.num_layers });
+        }
+        self.moe.validate()
+    }
+
+    fn validate_sizes(&self) -> Result<(), LmConfigError> {
+        non_zero("vocab_size", self.vocab_size)?;
+        non_zero("d_model", self.d_model)?;
+        non_zero("num_layers", self.num_layers)?;
+        non_zero("num_heads", self.num_heads)?;
+        non_zero("d_hidden", self.d_hidden)?;
+        non_zero("max_seq_len", self.max_seq_len)?;
+        non_zero("num_kv_heads", self.num_kv_heads.unwrap_or(1))?;
+        non_zero("head_dim", self.head_dim.unwrap_or(1))
+    }
+
+    fn validate_heads(&self) -> Result<(), LmConfigError> {
+        let (d_model, num_heads) = (self.d_model, self.num_heads);
+        if self.head_dim.is_none() && !d_model.is_multiple_of(num_heads) {
+            return Err(LmConfigError::HeadsDoNotDivide { d_model, num_heads });
+        }
+        let num_kv_heads = self.kv_heads();
+        if !num_heads.is_multiple_of(num_kv_heads) {
+            return Err(LmConfigError::KvHeadsDoNotDivide { num_kv_heads, num_heads });
+        }
+        let head_dim = self.head_width();
+        if !head_dim.is_multiple_of(2) {
+            return Err(LmConfigError::OddHeadDim { head_dim });
+        }
+        Ok(())
+    }
+
+    fn validate_numbers(&self) -> Result<(), LmConfigError> {
+        positive("norm_eps", self.norm_eps)?;
+        positive("rope_theta", self.rope_theta)?;
+        not_negative("init_std", self.init_std)
+    }
+}
+
+impl LmMoeConfig {
+    fn validate(&self) -> Result<(), LmConfigError> {
+        non_zero("moe.num_experts", self.num_experts)?;
+        non_zero("moe.top_k", self.top_k)?;
+        non_zero("moe.d_hidden", self.d_hidden)?;
+        not_negative("moe.balance_coef", self.balance_coef)?;
+        not_negative("moe.z_coef", self.z_coef)?;
+        if self.top_k > self.num_experts {
+            return Err(LmConfigError::TopKTooLarge { top_k: self.top_k, num_experts: self.num_experts });
+        }
+        Ok(())
+    }
+}
+
+fn non_zero(field: &'static str, value: usize) -> Result<(), LmConfigError> {
+    if value == 0 { Err(LmConfigError::Zero { field }) } else { Ok(()) }
+}
+
+fn positive(field: &'static str, value: f64) -> Result<(), LmConfigError> {
+    in_range(field, value, value > 0.0, "a finite number above 0")
+}
+
+fn not_negative(field: &'static str, value: f64) -> Result<(), LmConfigError> {
+    in_range(field, value, value >= 0.0, "a finite number, 0 or above")
+}
+
+fn in_range(field: &'static str, value: f64, inside: bool, expected: &'static str) -> Result<(), LmConfigError> {
+    if inside && value.is_finite() { Ok(()) } else { Err(LmConfigError::Range { field, value, expected }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(change: impl FnOnce(&mut LmConfig)) -> LmConfigError {
+        let mut config = LmConfig::tiny();
+        change(&mut config);
+        config.validate().expect_err("the change contradicts itself")
+    }
+
+    #[test]
+    fn a_size_of_zero_is_named() {
+        let zero = |field| LmConfigError::Zero { field };
+        assert_eq!(error(|c| c.vocab_size = 0), zero("vocab_size"));
+        assert_eq!(error(|c| c.d_model = 0), zero("d_model"));
+        assert_eq!(error(|c| c.num_layers = 0), zero("num_layers"));
+        assert_eq!(error(|c| c.num_heads = 0), zero("num_heads"));
+        assert_eq!(error(|c| c.d_hidden = 0), zero("d_hidden"));
+        assert_eq!(error(|c| c.max_seq_len = 0), zero("max_seq_len"));
+        assert_eq!(error(|c| c.num_kv_heads = Some(0)), zero("num_kv_heads"));
+        assert_eq!(error(|c| c.head_dim = Some(0)), zero("head_dim"));
+        assert_eq!(error(|c| c.moe.num_experts = 0), zero("moe.num_experts"));
+        assert_eq!(error(|c| c.moe.top_k = 0), zero("moe.top_k"));
+        assert_eq!(error(|c| c.moe.d_hidden = 0), zero("moe.d_hidden"));
+    }
+
+    #[test]
+    fn heads_that_do_not_divide_are_refused_with_both_numbers() {
+        let message = error(|c| c.num_heads = 3).to_string();
+        assert!(message.contains("128") && message.contains("num_heads = 3"), "{message}");
+        let message = error(|c| c.num_kv_heads = Some(3)).to_string();
+        assert!(message.contains("num_kv_heads = 3") && message.contains("num_heads = 4"), "{message}");
+        assert_eq!(error(|c| c.head_dim = Some(7)), LmConfigError::OddHeadDim { head_dim: 7 });
+    }
+
+    #[test]
+    fn a_given_head_dim_need_not_divide_d_model() {
+        let mut config = LmConfig::tiny();
+        (config.num_heads, config.head_dim) = (3, Some(16));
+        assert_eq!(config.validate(), Ok(()));
+    }
+
+    #[test]
+    fn more_experts_per_token_than_experts_is_refused() {
+        let expected = LmConfigError::TopKTooLarge { top_k: 9, num_experts: 8 };
+        assert_eq!(error(|c| c.moe.top_k = 9), expected);
+        assert!(expected.to_string().contains("top_k = 9"));
+    }
+
+    #[test]
+    fn a_dense_model_ignores_the_moe_table() {
+        let mut config = LmConfig::tiny();
+        config.moe_layers = MoeLayers::None;
+        config.moe.top_k = 0;
+        assert_eq!(config.validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_placement_without_a_layer_is_refused() {
+        for moe_layers in [MoeLayers::Every(0), MoeLayers::Every(5)] {
+            assert_eq!(error(|c| c.moe_layers = moe_layers), LmConfigError::NoMoeLayer { moe_layers, num_layers: 4 });
+        }
+        let one = |c: &mut LmConfig| c.num_layers = 1;
+        assert!(matches!(error(one), LmConfigError::NoMoeLayer { num_layers: 1, .. }));
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(matches!(error(|c| c.norm_eps = bad), LmConfigError::Range { field: "norm_eps", .. }));
+            assert!(matches!(error(|c| c.rope_theta = bad), LmConfigError::Range { field: "rope_theta", .. }));
+        }
+        for bad in [-1e-9, f64::NAN] {
+            assert!(matches!(error(|c| c.init_std = bad), LmConfigError::Range { field: "init_std", .. }));
+            assert!(matches!(error(|c| c.moe.z_coef = bad), LmConfigError::Range { field: "moe.z_coef", .. }));
+            let coef = error(|c| c.moe.balance_coef = bad);
+            assert!(matches!(coef, LmConfigError::Range { field: "moe.balance_coef", .. }));
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{backend::DeviceChoice, config::Dtype};
+
+/// Trains, evaluates and samples Mixture-of-Experts language models.
+#[derive(Parser, Debug)]
+#[command(name = "moe-train", version, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One command of the program.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Train a model; the last line on stdout sums the run up
+    Train(TrainArgs),
+    /// Measure a trained model on its held-out text or on another text
+    Eval(EvalArgs),
+    /// Continue a prompt with a trained model
+    Generate(GenerateArgs),
+    /// Write report.html of a run directory again
+    Report(ReportArgs),
+}
+
+/// Kinds of model the program trains.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModelKind {
+    /// A decoder-only language model.
+    #[default]
+    Lm,
+}
+
+/// Which of a run's checkpoints.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CheckpointChoice {
+    /// The one with the most steps.
+    #[default]
+    Latest,
+    /// The one with the lowest validation loss.
+    Best,
+}
+
+/// Options of `moe-train train`.
+#[derive(Args, Debug, Default)]
+pub struct TrainArgs {
+    /// What to train
+    #[arg(value_enum, default_value_t)]
+    pub model: ModelKind,
+    /// Settings to start from: tiny, small, nanogpt-dense, nanogpt-moe or a model preset
+    #[arg(long, value_name = "NAME", default_value = crate::presets::DEFAULT)]
+    pub preset: String,
+    /// TOML or JSON file with settings that replace those of the preset
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// One setting, e.g. optim.lr=3e-4 or moe.top_k=2; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Text to train on; without it, the Rust sources of the workspace's dependencies
+    #[arg(long, value_name = "FILE|DIR")]
+    pub data: Option<PathBuf>,
+    /// Held-out text; without it, a part of the data
+    #[arg(long, value_name = "FILE|DIR")]
+    pub valid: Option<PathBuf>,
+    /// A tokenizer.json of the tokenizers library; without it, bytes are tokens
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Optimizer steps of the whole run
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Seed of the weights and of the order of the text
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Directory of the run; without it, a new one under runs/
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Go on with this run; only --steps (upwards) and --device may be given beside it
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["preset", "config", "set", "data", "valid", "tokenizer", "seed", "out", "dtype"])]
+    pub resume: Option<PathBuf>,
+    /// Type of the activations; weights and the optimizer stay f32
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+    /// Device: default, cpu (a software adapter of wgpu) or the number of a GPU
+    #[arg(long, value_name = "DEVICE", default_value = "default")]
+    pub device: DeviceChoice,
+}
+
+/// Options of `moe-train eval`.
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    /// Directory of the run
+    #[arg(long, value_name = "DIR")]
+    pub run: PathBuf,
+    /// Text to measure on, all of it (of a directory with valid/, that part); without it, the run's held-out text
+    #[arg(long, value_name = "FILE|DIR")]
+    pub data: Option<PathBuf>,
+    /// Which checkpoint
+    #[arg(long, value_enum, default_value_t)]
+    pub checkpoint: CheckpointChoice,
+    /// Batches to measure, spread over the text; without it, all of the text
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batches: Option<u32>,
+    /// Device: default, cpu (a software adapter of wgpu) or the number of a GPU
+    #[arg(long, value_name = "DEVICE", default_value = "default")]
+    pub device: DeviceChoice,
+}
+
+/// Options of `moe-train generate`.
+#[derive(Args, Debug)]
+pub struct GenerateArgs {
+    /// Directory of the run
+    #[arg(long, value_name = "DIR")]
+    pub run: PathBuf,
+    /// Text to go on from
+    #[arg(long, value_name = "TEXT", default_value = "\n", hide_default_value = true)]
+    pub prompt: String,
+    /// Tokens to add
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub tokens: usize,
+    /// 0 always takes the likeliest token, 1 samples as the model predicts
+    #[arg(long, value_name = "F", default_value_t = 0.8, value_parser = temperature)]
+    pub temperature: f64,
+    /// Sample among the likeliest tokens that together have this probability
+    #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = top_p)]
+    pub top_p: f64,
+    /// Seed of the sampling
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Which checkpoint
+    #[arg(long, value_enum, default_value_t)]
+    pub checkpoint: CheckpointChoice,
+    /// Device: default, cpu (a software adapter of wgpu) or the number of a GPU
+    #[arg(long, value_name = "DEVICE", default_value = "default")]
+    pub device: DeviceChoice,
+}
+
+/// Options of `moe-train report`.
+#[derive(Args, Debug)]
+pub struct ReportArgs {
+    /// Directory of the run
+    #[arg(long, value_name = "DIR")]
+    pub run: PathBuf,
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    number(text).filter(|t| *t >= 0.0).ok_or_else(|| "expected a number of 0 or more".into())
+}
+
+fn top_p(text: &str) -> Result<f64, String> {
+    number(text).filter(|p| *p > 0.0 && *p <= 1.0).ok_or_else(|| "expected a number above 0, at most 1".into())
+}
+
+fn number(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|value: &f64| value.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    fn train(args: &[&str]) -> Result<TrainArgs, clap::Error> {
+        let words = ["moe-train", "train"].into_iter().chain(args.iter().copied());
+        Cli::try_parse_from(words).map(|cli| match cli.command {
+            Command::Train(args) => args,
+            other => panic!("expected train, got {other:?}"),
+        })
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn train_without_arguments_is_the_tiny_preset() {
+        let args = train(&[]).unwrap();
+        assert_eq!((args.model, args.preset.as_str()), (ModelKind::Lm, "tiny"));
+        assert_eq!(args.device, DeviceChoice::Default);
+    }
+
+    #[test]
+    fn settings_repeat_and_keep_their_order() {
+        let args = train(&["lm", "--set", "optim.lr=1", "--set", "moe.top_k=2"]).unwrap();
+        assert_eq!(args.set, ["optim.lr=1", "moe.top_k=2"]);
+    }
+
+    #[test]
+    fn a_resumed_run_takes_steps_and_device_only() {
+        assert!(train(&["--resume", "r", "--steps", "9", "--device", "0"]).is_ok());
+        for other in [["--seed", "1"], ["--set", "a=1"], ["--data", "x"], ["--out", "o"], ["--preset", "tiny"]] {
+            let error = train(&["--resume", "r", other[0], other[1]]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ArgumentConflict, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn sampling_options_out_of_range_are_refused() {
+        for (option, value) in [("--temperature", "-1"), ("--temperature", "nan"), ("--top-p", "0"), ("--top-p", "1.5")]
+        {
+            let argument = format!("{option}={value}");
+            let words = ["moe-train", "generate", "--run", "r", argument.as_str()];
+            assert!(Cli::try_parse_from(words).is_err(), "{argument}");
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! `moe-train train`: a run from its settings to its report.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use moe_models::generate::SamplingConfig;
+
+use super::{TOKENIZER_FILE, generate::continue_prompt, load_model, run_vocab, say};
+use crate::{
+    backend::{self, Device, DeviceChoice, Training},
+    cli::TrainArgs,
+    config::TrainConfig,
+    data::{Scale, Split, TextData, Vocab},
+    error::Error,
+    overrides::Overrides,
+    progress,
+    report::write_report,
+    run::{Context, Run, Which, read_context},
+    trainer::train,
+};
+
+/// Where runs go that are given no directory.
+const RUNS: &str = "runs";
+
+/// Temperature of the sample at the end of a run.
+const SAMPLE_TEMPERATURE: f64 = 0.8;
+
+pub(super) fn run(args: &TrainArgs) -> Result<(), Error> {
+    let job = match &args.resume {
+        Some(dir) => Job::resume(dir, args)?,
+        None => Job::new(args)?,
+    };
+    job.run()
+}
+
+/// A run with everything it needs.
+struct Job {
+    config: TrainConfig,
+    device: Device,
+    text: Text,
+    run: Run,
+}
+
+impl Job {
+    /// Checks settings, device and text before a directory is made.
+    fn new(args: &TrainArgs) -> Result<Self, Error> {
+        let (config, vocab) = settings(args)?;
+        let device = backend::open(args.device, config.train.dtype)?;
+        let text = Text::load(&config, vocab)?;
+        let dir = args.out.clone().unwrap_or_else(|| free_directory(&args.preset, config.train.seed));
+        let run = Run::create(&dir, &config)?;
+        run.write_context(&text.context)?;
+        keep_tokenizer(&config, run.dir())?;
+        let job = Self { config, device, text, run };
+        job.announce(args.device)?;
+        Ok(job)
+    }
+
+    fn resume(dir: &Path, args: &TrainArgs) -> Result<Self, Error> {
+        let (mut run, mut config) = Run::open(dir)?;
+        let longer = raise_steps(&mut config, args.steps)?;
+        config.validate()?;
+        let device = backend::open(args.device, config.train.dtype)?;
+        let text = Text::load(&config, run_vocab(dir, &config)?)?;
+        match read_context(dir)? {
+            Some(context) => check_same(&context, &text.context)?,
+            None => run.write_context(&text.context)?,
+        }
+        if longer {
+            run.update_config(&config)?;
+        }
+        let job = Self { config, device, text, run };
+        job.announce(args.device)?;
+        Ok(job)
+    }
+
+    fn run(mut self) -> Result<(), Error> {
+        let mut progress = progress::for_terminal();
+        let summary = train::<Training>(&self.config, &self.text.data, &mut self.run, progress.as_mut(), &self.device)?;
+        drop(progress);
+        let report = write_report(self.run.dir())?;
+        self.sample()?;
+        let dir = self.run.dir().display();
+        if summary.interrupted {
+            say(format!("stopped early; go on with: train --resume {dir}"))?;
+        }
+        say(format!("report: {}", report.display()))?;
+        say(summary)
+    }
+
+    /// Says what is about to happen.
+    fn announce(&self, device: DeviceChoice) -> Result<(), Error> {
+        let (model, train) = (&self.config.model, &self.config.train);
+        say(format!(
+            "model   {} layers of width {}, {} parameters, {} active per token",
+            model.num_layers,
+            model.d_model,
+            grouped(model.num_params()),
+            grouped(model.num_active_params()),
+        ))?;
+        say(format!(
+            "train   {} steps of {} tokens, {} on {} (device {device})",
+            grouped(train.steps as u64),
+            grouped(train.tokens_per_step() as u64),
+            train.dtype,
+            backend::NAME,
+        ))?;
+        self.text.announce()?;
+        say(format!("run     {}", self.run.dir().display()))
+    }
+
+    /// Prints a little text by the model as it is now.
+    fn sample(&self) -> Result<(), Error> {
+        let tokens = self.config.train.sample_tokens;
+        if tokens == 0 {
+            return Ok(());
+        }
+        let (model, _) = load_model(self.run.checkpoints(), &self.config, Which::Latest, &self.device)?;
+        let sampling = SamplingConfig { temperature: SAMPLE_TEMPERATURE, top_p: 1.0, seed: self.config.train.seed };
+        say(format!("sample at temperature {SAMPLE_TEMPERATURE}:"))?;
+        continue_prompt(&model, &self.text.data.vocab, "", tokens, &sampling, &self.device)
+    }
+}
+
+/// The text of a run in tokens, with what gives its losses a scale.
+struct Text {
+    data: TextData,
+    scale: Scale,
+    context: Context,
+}
+
+impl Text {
+    fn load(config: &TrainConfig, vocab: Vocab) -> Result<Self, Error> {
+        vocab.check_model(config.model.vocab_size)?;
+        let split = Split::load(&config.data)?;
+        let scale = Scale::measure(&split.valid);
+        let text_crc32 = Some(split.checksum());
+        let data = TextData::encode(split, vocab)?;
+        data.check_length(config.train.seq_len)?;
+        let context = Context {
+            data: data.description.clone(),
+            bytes_per_token: data.valid.bytes_per_token(),
+            references: scale.references(),
+            text_crc32,
+        };
+        Ok(Self { data, scale, context })
+    }
+
+    fn announce(&self) -> Result<(), Error> {
+        let (train, valid) = (self.data.train.len() as u64, self.data.valid.len() as u64);
+        say(format!("text    {}", self.data.description))?;
+        say(format!("        {} tokens to train on, {} held out", grouped(train), grouped(valid)))?;
+        say(format!(
+            "scale   held-out text: unigram entropy {:.3} bits/byte, gzip -9 {:.3} bits/byte",
+            self.scale.unigram_bpb, self.scale.gzip_bpb,
+        ))
+    }
+}
+
+/// The settings of a new run, free of contradictions, and its vocabulary. A tokenizer sets the model's vocabulary unless
+/// that is set as well.
+fn settings(args: &TrainArgs) -> Result<(TrainConfig, Vocab), Error> {
+    let overrides = overrides(args)?;
+    let mut config = TrainConfig::resolve(&args.preset, &overrides)?;
+    make_absolute(&mut config)?;
+    let vocab = Vocab::load(config.data.tokenizer.as_deref())?;
+    if config.data.tokenizer.is_some() && !overrides.names("model.vocab_size") {
+        config.model.vocab_size = vocab.size();
+    }
+    config.validate()?;
+    Ok((config, vocab))
+}
+
+/// File, then `--set`, then the short options: the last one counts.
+fn overrides(args: &TrainArgs) -> Result<Overrides, Error> {
+    let mut overrides = Overrides::default();
+    if let Some(file) = &args.config {
+        overrides.add_file(file)?;
+    }
+    args.set.iter().try_for_each(|text| overrides.add_assignment(text))?;
+    let paths = [("data.path", &args.data), ("data.valid_path", &args.valid), ("data.tokenizer", &args.tokenizer)];
+    for (key, path) in paths {
+        if let Some(path) = path {
+            overrides.add(key, path.to_string_lossy().into_owned());
+        }
+    }
+    if let Some(steps) = args.steps {
+        overrides.add("train.steps", steps);
+    }
+    if let Some(seed) = args.seed {
+        overrides.add("train.seed", seed);
+    }
+    if let Some(dtype) = args.dtype {
+        overrides.add("train.dtype", dtype.to_string());
+    }
+    Ok(overrides)
+}
+
+/// Paths that mean the same when the run is resumed from another directory.
+fn make_absolute(config: &mut TrainConfig) -> Result<(), Error> {
+    let data = &mut config.data;
+    for path in [&mut data.path, &mut data.valid_path, &mut data.tokenizer].into_iter().flatten() {
+        let context = format!("cannot use the path `{}`", path.display());
+        *path = std::path::absolute(&*path).map_err(Error::io(context))?;
+    }
+    Ok(())
+}
+
+/// The first of `runs/PRESET-SEED-1`, `-2`, .. that does not exist.
+fn free_directory(preset: &str, seed: u64) -> PathBuf {
+    let directory = |number: u32| Path::new(RUNS).join(format!("{preset}-{seed}-{number}"));
+    (1..).map(directory).find(|dir| !dir.exists()).expect("there are fewer than 2^32 directories")
+}
+
+/// Copies the tokenizer into the run, which then needs no other file to generate text.
+fn keep_tokenizer(config: &TrainConfig, dir: &Path) -> Result<(), Error> {
+    let Some(tokenizer) = &config.data.tokenizer else { return Ok(()) };
+    let copy = dir.join(TOKENIZER_FILE);
+    let context = format!("cannot copy the tokenizer to `{}`", copy.display());
+    fs::copy(tokenizer, &copy).map(|_: u64| ()).map_err(Error::io(context))
+}
+
+/// Gives a resumed run more steps; returns whether it has more than before.
+fn raise_steps(config: &mut TrainConfig, asked: Option<usize>) -> Result<bool, Error> {
+    let planned = config.train.steps;
+    let asked = asked.unwrap_or(planned);
+    if asked < planned {
+        return Err(Error::FewerSteps { asked, planned });
+    }
+    config.train.steps = asked;
+    Ok(asked > planned)
+}
+
+fn check_same(before: &Context, now: &Context) -> Result<(), Error> {
+    let changed = before.text_crc32.is_some() && before.text_crc32 != now.text_crc32;
+    if changed { Err(Error::ChangedText { description: before.data.clone() }) } else { Ok(()) }
+}
+
+/// 1234567 -> `1,234,567`.
+fn grouped(number: u64) -> String {
+    progress::thousands(number as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Dtype;
+
+    fn args(set: &[&str]) -> TrainArgs {
+        TrainArgs {
+            preset: "tiny".into(),
+            set: set.iter().map(|text| text.to_string()).collect(),
+            ..TrainArgs::default()
+        }
+    }
+
+    #[test]
+    fn short_options_count_more_than_set_and_set_more_than_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        fs::write(&file, "[train]\nsteps = 500\nseed = 5\nbatch_size = 5\n").unwrap();
+        let args = TrainArgs {
+            config: Some(file),
+            steps: Some(700),
+            dtype: Some(Dtype::Bf16),
+            ..args(&["train.steps=600", "train.seed=6"])
+        };
+        let train = settings(&args).unwrap().0.train;
+        assert_eq!((train.steps, train.seed, train.batch_size, train.dtype), (700, 6, 5, Dtype::Bf16));
+    }
+
+    #[test]
+    fn paths_are_stored_absolute() {
+        let args = TrainArgs { data: Some("some/text.txt".into()), ..args(&[]) };
+        let path = settings(&args).unwrap().0.data.path.unwrap();
+        assert!(path.is_absolute() && path.ends_with("some/text.txt"));
+    }
+
+    #[test]
+    fn a_contradiction_is_found_without_reading_any_text() {
+        let args = TrainArgs { data: Some("does/not/exist".into()), ..args(&["moe.top_k=99"]) };
+        assert!(matches!(settings(&args), Err(Error::Config(_))));
+    }
+
+    #[test]
+    fn a_tokenizer_sets_the_vocabulary_unless_the_user_did() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokenizer.json");
+        fs::write(&file, r#"{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0, "b": 6}, "merges": []}}"#).unwrap();
+        let vocab_size = |set: &[&str]| {
+            let args = TrainArgs { tokenizer: Some(file.clone()), ..args(set) };
+            settings(&args).unwrap().0.model.vocab_size
+        };
+        assert_eq!(vocab_size(&[]), 7);
+        assert_eq!(vocab_size(&["model.vocab_size=64"]), 64);
+    }
+
+    #[test]
+    fn a_run_without_a_directory_gets_one_of_its_own() {
+        assert_eq!(free_directory("no-such-preset", 3), Path::new("runs/no-such-preset-3-1"));
+    }
+
+    #[test]
+    fn a_resumed_run_can_only_be_made_longer() {
+        let mut config = TrainConfig::preset("tiny").unwrap();
+        let planned = config.train.steps;
+        assert!(!raise_steps(&mut config, None).unwrap());
+        assert!(raise_steps(&mut config, Some(planned + 1)).unwrap());
+        assert_eq!(config.train.steps, planned + 1);
+        assert!(matches!(raise_steps(&mut config, Some(planned)), Err(Error::FewerSteps { .. })));
+    }
+
+    #[test]
+    fn a_changed_text_is_refused() {
+        let before = Context { text_crc32: Some(1), ..Context::default() };
+        let other = Context { text_crc32: Some(2), ..Context::default() };
+        assert!(check_same(&before, &before).is_ok());
+        assert!(check_same(&Context::default(), &other).is_ok());
+        assert!(matches!(check_same(&before, &other), Err(Error::ChangedText { .. })));
+    }
+}

@@ -1,0 +1,102 @@
+//! The error a command ends with: whatever went wrong, in one line that says what to do.
+
+use std::io;
+
+use moe_models::generate::GenerateError;
+use thiserror::Error;
+
+use crate::{
+    backend::BackendError,
+    config::ConfigError,
+    data::DataError,
+    report::ReportError,
+    run::{CheckpointError, RunError},
+    trainer::TrainError,
+};
+
+/// Why a command failed. The message is that of the module where it happened.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The settings of the run.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The text or its tokenizer.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The device.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The run directory.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// A checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The training loop.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The continuation of a prompt.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// The report.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// `--steps` of a resumed run below what the run was planned for.
+    #[error("--steps {asked} is less than the {planned} steps of the run: a resumed run can only be made longer")]
+    FewerSteps {
+        /// Steps asked for.
+        asked: usize,
+        /// Steps the run was planned for.
+        planned: usize,
+    },
+    /// The text is not the one the run began with.
+    #[error("the text is not the one this run began with ({description}): restore it, or start a new run with --out")]
+    ChangedText {
+        /// What the run was trained on.
+        description: String,
+    },
+    /// Reading or writing a small file of the run, or printing.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done, with the path.
+        context: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] with what was being done, for use in `map_err`.
+    pub fn io(context: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let context = context.into();
+        move |source| Self::Io { context, source }
+    }
+
+    /// Whether the reader of our output went away (`moe-train generate .. | head`), which is no failure.
+    pub fn is_closed_pipe(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// The message with every run of white space, line ends included, made one blank.
+pub fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_of_several_lines_becomes_one() {
+        assert_eq!(one_line("TOML error\n  |\n1 | x\n"), "TOML error | 1 | x");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_told_from_other_failures() {
+        let closed = Error::io("printing")(io::ErrorKind::BrokenPipe.into());
+        let full = Error::io("printing")(io::ErrorKind::StorageFull.into());
+        assert!(closed.is_closed_pipe());
+        assert!(!full.is_closed_pipe());
+    }
+}

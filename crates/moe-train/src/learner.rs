@@ -1,0 +1,101 @@
+//! The language model in burn's `Learner`, for whoever prefers it to [`train`](crate::trainer::train).
+//!
+//! The program has its own loop (`docs/decisions/0002-own-training-loop.md`). [`LearnerLm`] takes the same [`Batch`]es
+//! to `burn::train`, where [`LmOptimizer`](crate::optim::LmOptimizer) works too.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use burn::train::metric::{Adaptor, LossInput};
+use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
+use moe_kernels::{AutodiffMoeBackend, MoeBackend};
+use moe_models::lm::Lm;
+
+use crate::data::Batch;
+
+/// A language model as a model of burn's `Learner`.
+#[derive(Module, Debug)]
+pub struct LearnerLm<B: Backend> {
+    /// The model.
+    pub lm: Lm<B>,
+}
+
+/// What a step shows to metrics; `LossMetric` takes its cross-entropy.
+pub struct LmStepOutput<B: Backend> {
+    /// Mean cross-entropy of the batch, nats per token, `[1]`.
+    pub cross_entropy: Tensor<B, 1>,
+}
+
+impl<B: Backend> Adaptor<LossInput<B>> for LmStepOutput<B> {
+    fn adapt(&self) -> LossInput<B> {
+        LossInput::new(self.cross_entropy.clone())
+    }
+}
+
+impl<B: Backend> ItemLazy for LmStepOutput<B> {
+    type ItemSync = Self;
+
+    // One number, which the metric reads on its own thread anyway.
+    fn sync(self) -> Self {
+        self
+    }
+}
+
+impl<B: AutodiffMoeBackend> TrainStep for LearnerLm<B> {
+    type Input = Batch;
+    type Output = LmStepOutput<B::InnerBackend>;
+
+    /// Gradients of cross-entropy plus weighted auxiliary losses.
+    fn step(&self, batch: Batch) -> TrainOutput<Self::Output> {
+        let (inputs, targets) = batch.to_tensors::<B>(&self.devices()[0]);
+        let loss = self.lm.loss(inputs, targets);
+        let output = LmStepOutput { cross_entropy: loss.cross_entropy.inner() };
+        TrainOutput::new(self, loss.total.backward(), output)
+    }
+}
+
+impl<B: MoeBackend> InferenceStep for LearnerLm<B> {
+    type Input = Batch;
+    type Output = LmStepOutput<B>;
+
+    fn step(&self, batch: Batch) -> Self::Output {
+        let (inputs, targets) = batch.to_tensors::<B>(&self.devices()[0]);
+        LmStepOutput { cross_entropy: self.lm.loss(inputs, targets).cross_entropy }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::{Autodiff, Flex};
+    use burn::lr_scheduler::constant::ConstantLr;
+    use burn::module::AutodiffModule;
+    use burn::tensor::ElementConversion;
+    use burn::train::Learner;
+
+    use super::*;
+    use crate::data::train_batch;
+    use crate::optim::LmOptimizer;
+    use crate::trainer::testing::{config, model, text};
+
+    type AD = Autodiff<Flex>;
+
+    #[test]
+    fn steps_of_the_learner_lower_the_loss() {
+        let (config, text) = (config(), text(600));
+        let optim = LmOptimizer::<LearnerLm<AD>, AD>::adamw(&config.optim);
+        let mut learner = Learner::new(LearnerLm { lm: model::<AD>() }, optim, ConstantLr::new(1e-2));
+        let held_out = train_batch(&text, &config.train, 1000, 0);
+        let loss_of = |model: LearnerLm<AD>| {
+            let output = InferenceStep::step(&model.valid(), held_out.clone());
+            output.cross_entropy.into_scalar().elem::<f64>()
+        };
+        let before = loss_of(learner.model());
+        for step in 0..30 {
+            learner.lr_step();
+            let output = learner.train_step(train_batch(&text, &config.train, step, 0));
+            learner.optimizer_step(output.grads);
+        }
+        let after = loss_of(learner.model());
+        assert!(after < 0.7 * before, "{before} -> {after}");
+    }
+}

@@ -1,0 +1,158 @@
+//! What is on the page, for runs of every kind.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::run::{LayerRecord, Reference, Run, test_record};
+
+/// A run directory with these records.
+fn run(records: &[StepRecord], context: Option<Context>) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = TrainConfig::preset("tiny").unwrap();
+    config.data.path = Some("corpus <b>&\"new\"</b>".into());
+    let mut run = Run::create(dir.path(), &config).unwrap();
+    records.iter().for_each(|record| run.log(record).unwrap());
+    if let Some(context) = context {
+        run.write_context(&context).unwrap();
+    }
+    dir
+}
+
+fn page(records: &[StepRecord], context: Option<Context>) -> String {
+    let dir = run(records, context);
+    let text = fs::read_to_string(write_report(dir.path()).unwrap()).unwrap();
+    assert_well_formed(&text);
+    text
+}
+
+fn context() -> Context {
+    Context {
+        data: "crates <held> out".into(),
+        bytes_per_token: 1.0,
+        references: vec![Reference { name: "gzip -9".into(), bits_per_byte: 2.25 }],
+        text_crc32: None,
+    }
+}
+
+/// Records of a whole run, with a validation every tenth.
+fn long_run(steps: usize, layers: usize, experts: usize) -> Vec<StepRecord> {
+    let record = |step: usize| {
+        let mut record = test_record(step);
+        let layer = record.layers[0].clone();
+        record.layers = (0..layers).map(|index| LayerRecord { layer: index + 1, ..layer.clone() }).collect();
+        for layer in &mut record.layers {
+            layer.stats.expert_counts = (0..experts as u64).map(|e| (e * step as u64) % 7).collect();
+        }
+        if step.is_multiple_of(10) {
+            (record.valid_loss, record.valid_bpb) = (Some(2.0), Some(2.885));
+        }
+        record
+    };
+    (1..=steps).map(record).collect()
+}
+
+/// Every tag is closed by its own kind, in order: the page is written as XHTML for this.
+fn assert_well_formed(text: &str) {
+    let mut open: Vec<&str> = Vec::new();
+    for piece in text.split('<').skip(1) {
+        let (tag, _) = piece.split_once('>').expect("a tag that ends");
+        let name = tag.trim_start_matches('/').split([' ', '/']).next().unwrap();
+        match tag {
+            _ if tag.starts_with('!') || tag.ends_with('/') => {}
+            _ if tag.starts_with('/') => assert_eq!(open.pop(), Some(name)),
+            _ => open.push(name),
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+}
+
+#[test]
+fn a_report_shows_losses_routing_and_configuration() {
+    let text = page(&long_run(300, 2, 8), Some(context()));
+    for part in [
+        "Loss",
+        "validation",
+        "Learning rate",
+        "Gradient norm",
+        "tokens per second",
+        "Load ratio",
+        "Dead experts",
+        "Layer 1",
+        "Layer 2",
+        "gzip -9 2.25 bits per byte",
+        "2.8850",
+        "&quot;steps&quot;",
+        "data:image/png;base64,",
+    ] {
+        assert!(text.contains(part), "{part} is missing");
+    }
+}
+
+#[test]
+fn a_report_needs_nothing_from_elsewhere() {
+    let text = page(&long_run(30, 1, 4), Some(context()));
+    for part in ["<script", "http:", "https:", "<link", "@import", "url("] {
+        assert!(!text.contains(part), "{part} is there");
+    }
+}
+
+#[test]
+fn foreign_text_cannot_become_markup() {
+    let text = page(&long_run(3, 1, 4), Some(context()));
+    assert!(text.contains("crates &lt;held&gt; out") && !text.contains("<held>"));
+    assert!(text.contains("&lt;b&gt;&amp;") && !text.contains("<b>&"));
+}
+
+#[test]
+fn runs_of_every_kind_have_a_report() {
+    let without_layers = |mut records: Vec<StepRecord>| {
+        records.iter_mut().for_each(|record| record.layers.clear());
+        records
+    };
+    for records in [
+        long_run(1, 1, 4),
+        long_run(9, 1, 1),
+        long_run(12, 9, 256),
+        without_layers(long_run(1, 0, 0)),
+        without_layers(long_run(50, 0, 0)),
+    ] {
+        let moe = !records[0].layers.is_empty();
+        let text = page(&records, None);
+        assert_eq!(text.contains("Expert load"), moe);
+        assert!(!text.contains("NaN") && !text.contains("inf,"), "a number that is none");
+    }
+}
+
+#[test]
+fn losses_that_are_no_numbers_leave_gaps() {
+    let mut records = long_run(20, 1, 4);
+    records[4].loss = f64::NAN;
+    records[19].loss = f64::INFINITY;
+    records[9].layers[0].stats.load_ratio = f64::NAN;
+    let text = page(&records, Some(context()));
+    assert!(!text.contains("NaN") && !text.contains("inf,"));
+}
+
+#[test]
+fn the_same_run_gives_the_same_page() {
+    let dir = run(&long_run(40, 2, 8), Some(context()));
+    let write = || fs::read(write_report(dir.path()).unwrap()).unwrap();
+    assert_eq!(write(), write());
+}
+
+#[test]
+fn a_long_run_with_many_experts_stays_a_small_page() {
+    let text = page(&long_run(3000, 16, 64), None);
+    assert!(text.len() < 1_500_000, "{} bytes", text.len());
+}
+
+#[test]
+fn a_run_without_a_logged_step_has_no_report() {
+    let dir = run(&[], None);
+    let text = write_report(dir.path()).unwrap_err().to_string();
+    assert!(text.contains("has no logged step yet"), "{text}");
+    let nowhere = tempfile::tempdir().unwrap();
+    assert!(write_report(nowhere.path()).unwrap_err().to_string().contains("holds no run"));
+}

@@ -1,0 +1,44 @@
+//! Figures that give the losses of a run a scale.
+
+use serde::{Deserialize, Serialize};
+
+/// What the held-out text is, and how well methods without training do on it.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct Context {
+    /// One line on the text, for the reader of the report.
+    pub data: String,
+    /// Bytes of held-out text per token: relates nats per token to bits per byte.
+    pub bytes_per_token: f64,
+    /// Lines to draw beside the loss.
+    pub references: Vec<Reference>,
+    /// CRC-32 of the training text and the held-out text in a row, to tell whether a resumed run still has its text.
+    #[serde(default)]
+    pub text_crc32: Option<u32>,
+}
+
+/// How well one method does on the held-out text.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Reference {
+    /// The method, e.g. "unigram entropy" or "gzip -9".
+    pub name: String,
+    /// Its cross-entropy or compressed size.
+    pub bits_per_byte: f64,
+}
+
+impl Context {
+    /// The cross-entropy in nats per token that `bits_per_byte` amounts to.
+    pub fn nats_per_token(&self, bits_per_byte: f64) -> f64 {
+        bits_per_byte * std::f64::consts::LN_2 * self.bytes_per_token
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_bits_per_byte_are_log_256_nats_per_byte_token() {
+        let context = Context { bytes_per_token: 1.0, ..Context::default() };
+        assert!((context.nats_per_token(8.0) - 256f64.ln()).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,115 @@
+//! The training loop.
+//!
+//! Steps are optimizer steps. Step `s` (from 0) sees micro-batches that are a pure function of (seed, s, micro-batch),
+//! at a learning rate that is a pure function of s; so model, optimizer and the number of steps done are all there is
+//! to save, and a resumed run repeats the losses of one that never stopped, bit for bit on a deterministic backend.
+//!
+//! A record is logged after the first step, every `log_every` steps, with every validation and after the last step. Its
+//! losses, gradient norm and statistics are those of the step itself (means over its micro-batches), not of the steps
+//! since the last record: a mean over an interval would depend on where a resumed run began. Only `tokens_per_s` is of
+//! the interval, training time alone: neither validation nor checkpoints.
+//!
+//! The order at the end of a step is log, checkpoint, interrupt. So the metrics up to a checkpoint's step are
+//! always there, and those behind it are removed when the run is resumed from it.
+//!
+//! `docs/decisions/0002-own-training-loop.md` says why this is not burn's `Learner`.
+
+mod error;
+mod session;
+mod step;
+mod summary;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use burn::tensor::DType;
+use moe_kernels::AutodiffMoeBackend;
+
+use crate::config::{Dtype, TrainConfig};
+use crate::data::TextData;
+use crate::progress::Progress;
+use crate::run::{Run, TrainState};
+
+pub use error::TrainError;
+pub use summary::Summary;
+
+use session::Session;
+use step::{Optim, Trainee};
+
+/// Trains `config.model` on `data` up to `config.train.steps`, from the latest checkpoint of `run` if it has one.
+///
+/// Writes metrics and checkpoints into `run` and shows every record to `progress`. Ends after the last step or, with
+/// a checkpoint, after the step in which `progress` was interrupted.
+///
+/// # Errors
+///
+/// [`TrainError`] when a loss is not finite, or the run directory cannot be read or written.
+pub fn train<B: AutodiffMoeBackend>(
+    config: &TrainConfig,
+    data: &TextData,
+    run: &mut Run,
+    progress: &mut dyn Progress,
+    device: &B::Device,
+) -> Result<Summary, TrainError> {
+    let (trainee, mut session) = start::<B>(config, data, run, device)?;
+    run.truncate_metrics_after(session.step())?;
+    progress.start(session.step(), config.train.steps);
+    let trained = take_steps(trainee, &mut session, run, progress);
+    progress.finish();
+    trained.map(|()| session.summary())
+}
+
+fn take_steps<B: AutodiffMoeBackend>(
+    mut trainee: Trainee<B>,
+    session: &mut Session<'_, B>,
+    run: &mut Run,
+    progress: &mut dyn Progress,
+) -> Result<(), TrainError> {
+    let mut interrupted = false;
+    while !session.is_done() && !interrupted {
+        let outcome;
+        (trainee, outcome) = session.train_step(trainee)?;
+        if let Some(record) = session.record(outcome, &trainee.model) {
+            run.log(&record)?;
+            progress.step(&record, session.total_steps());
+        }
+        interrupted = progress.interrupted();
+        if interrupted || session.is_checkpoint_due() {
+            run.save_checkpoint(&trainee.model, &trainee.optim, session.state())?;
+            session.note_checkpoint();
+        }
+    }
+    Ok(())
+}
+
+/// Model, optimizer and state of the latest checkpoint, or those of a new run, which depend on the seed alone.
+fn start<'a, B: AutodiffMoeBackend>(
+    config: &'a TrainConfig,
+    data: &'a TextData,
+    run: &Run,
+    device: &'a B::Device,
+) -> Result<(Trainee<B>, Session<'a, B>), TrainError> {
+    B::seed(device, config.train.seed);
+    let model = config.model.init::<B>(device).with_dtype(activation_dtype(config.train.dtype));
+    let optim = Optim::<B>::adamw(&config.optim);
+    match run.load_latest(model.clone(), optim.clone(), device)? {
+        Some((model, optim, state)) => {
+            let checkpoint = Some(state.step);
+            let session = Session::new(config, data, device, state, checkpoint);
+            Ok((Trainee { model, optim }, session))
+        }
+        None => {
+            let session = Session::new(config, data, device, TrainState::default(), None);
+            Ok((Trainee { model, optim }, session))
+        }
+    }
+}
+
+fn activation_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::Bf16 => DType::BF16,
+    }
+}

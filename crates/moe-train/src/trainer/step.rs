@@ -1,0 +1,292 @@
+//! One optimizer step: micro-batches, their gradients, the check that all is finite, clipping, the update.
+
+use burn::module::AutodiffModule;
+use burn::optim::{GradientsAccumulator, GradientsParams, Optimizer};
+use burn::tensor::Tensor;
+use burn::tensor::backend::AutodiffBackend;
+use moe_kernels::AutodiffMoeBackend;
+use moe_models::lm::{Lm, LmLoss};
+
+use crate::data::Batch;
+use crate::evaluate::RoutingTotals;
+use crate::optim::{LmOptimizer, clip_to, global_norm};
+use crate::run::LayerRecord;
+
+/// The optimizer of a language model.
+pub(crate) type Optim<B> = LmOptimizer<Lm<B>, B>;
+
+/// A model with the optimizer that trains it. A step takes both by value: the update can then free each old weight and
+/// gradient as soon as its successor exists.
+pub(crate) struct Trainee<B: AutodiffMoeBackend> {
+    pub(crate) model: Lm<B>,
+    pub(crate) optim: Optim<B>,
+}
+
+/// How to take one step.
+pub(crate) struct StepSettings {
+    /// Learning rate of this step.
+    pub(crate) lr: f64,
+    /// Largest global norm of the gradients, 0 = any.
+    pub(crate) clip_norm: f64,
+    /// Whether to read the routing statistics.
+    pub(crate) with_stats: bool,
+}
+
+/// What a step measured before it changed the model. Losses are means over the micro-batches.
+pub(crate) struct StepOutcome {
+    /// Nats per token.
+    pub(crate) cross_entropy: f64,
+    /// Balance loss, not weighted, summed over the layers.
+    pub(crate) balance: f64,
+    /// Router z-loss, not weighted, summed over the layers.
+    pub(crate) z: f64,
+    /// Global norm of the gradients before clipping.
+    pub(crate) grad_norm: f64,
+    /// Statistics of the MoE layers over the micro-batches; empty unless asked for.
+    pub(crate) layers: Vec<LayerRecord>,
+}
+
+/// The first quantity of a step found to be infinite or NaN, by name.
+#[derive(Debug)]
+pub(crate) struct NotFinite(pub(crate) &'static str);
+
+impl<B: AutodiffMoeBackend> Trainee<B> {
+    /// Takes one step on `batches`, the micro-batches, all of one size.
+    ///
+    /// Every micro-batch weighs `1 / n`, so the cross-entropy part of the gradient is that of one batch made of all of
+    /// them. The balance loss is not linear in the tokens: it is that of each micro-batch, averaged.
+    ///
+    /// The device is read once, for the losses and the norm together, and again for statistics when asked for.
+    ///
+    /// # Errors
+    ///
+    /// A loss or norm that is not finite; the update is then not made.
+    pub(crate) fn step(
+        mut self,
+        batches: impl ExactSizeIterator<Item = Batch>,
+        settings: &StepSettings,
+        device: &B::Device,
+    ) -> Result<(Self, StepOutcome), NotFinite> {
+        let micro_batches = batches.len();
+        let mut gathered = Gathered::new(settings.with_stats);
+        for batch in batches {
+            gathered.add(&self.model, &batch, micro_batches, device);
+        }
+        let (grads, outcome) = gathered.finish(&self.model);
+        outcome.check_finite()?;
+        let grads = clip_to(&self.model, grads, outcome.grad_norm, settings.clip_norm);
+        self.model = self.optim.step(settings.lr, self.model, grads);
+        Ok((self, outcome))
+    }
+}
+
+impl StepOutcome {
+    fn check_finite(&self) -> Result<(), NotFinite> {
+        let named = [
+            ("loss", self.cross_entropy),
+            ("balance loss", self.balance),
+            ("router z-loss", self.z),
+            ("gradient norm", self.grad_norm),
+        ];
+        match named.iter().find(|(_, value)| !value.is_finite()) {
+            Some((name, _)) => Err(NotFinite(name)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Gradients and measurements, gathered over the micro-batches of a step.
+struct Gathered<B: AutodiffMoeBackend> {
+    grads: GradientsAccumulator<Lm<B>>,
+    /// `[3]` per micro-batch, on the device: its share of cross-entropy, balance loss and z-loss.
+    losses: Vec<Tensor<B::InnerBackend, 1>>,
+    totals: Option<RoutingTotals>,
+}
+
+impl<B: AutodiffMoeBackend> Gathered<B> {
+    fn new(with_stats: bool) -> Self {
+        Self { grads: GradientsAccumulator::new(), losses: Vec::new(), totals: with_stats.then(RoutingTotals::default) }
+    }
+
+    /// Forward and backward of one of `micro_batches` micro-batches.
+    fn add(&mut self, model: &Lm<B>, batch: &Batch, micro_batches: usize, device: &B::Device) {
+        let share = 1.0 / micro_batches as f64;
+        let (inputs, targets) = batch.to_tensors::<B>(device);
+        let LmLoss { total, cross_entropy, balance, z, layers } = model.loss(inputs, targets);
+        let losses = Tensor::cat(vec![cross_entropy.inner(), balance.inner(), z.inner()], 0);
+        self.losses.push(losses.mul_scalar(share));
+        if let Some(totals) = &mut self.totals {
+            totals.add(&layers);
+        }
+        drop(layers);
+        let grads = total.mul_scalar(share).backward();
+        self.grads.accumulate(model, GradientsParams::from_grads(grads, model));
+    }
+
+    /// The summed gradients, and the measurements in one read.
+    fn finish(mut self, model: &Lm<B>) -> (GradientsParams, StepOutcome) {
+        let grads = self.grads.grads();
+        let [cross_entropy, balance, z, grad_norm] = read_scalars(model, &grads, self.losses);
+        let outcome = StepOutcome {
+            cross_entropy,
+            balance,
+            z,
+            grad_norm,
+            layers: self.totals.map(RoutingTotals::into_records).unwrap_or_default(),
+        };
+        (grads, outcome)
+    }
+}
+
+/// Reads the summed losses `[3]` and the norm of the gradients from the device together.
+fn read_scalars<B: AutodiffBackend, M: AutodiffModule<B>>(
+    model: &M,
+    grads: &GradientsParams,
+    losses: Vec<Tensor<B::InnerBackend, 1>>,
+) -> [f64; 4] {
+    let losses = losses.into_iter().reduce(|sum, next| sum + next);
+    let scalars: Vec<_> = losses.into_iter().chain(global_norm(model, grads)).collect();
+    let data = Tensor::cat(scalars, 0).into_data();
+    let values: Vec<f64> = data.iter::<f64>().collect();
+    values.try_into().expect("a step has at least one micro-batch and one parameter")
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::{Autodiff, Flex};
+    use burn::module::{Module, ModuleVisitor, Param};
+
+    use super::*;
+    use crate::config::{LoopConfig, TrainConfig};
+    use crate::data::train_batch;
+    use crate::trainer::testing::{config, text};
+
+    type AD = Autodiff<Flex>;
+
+    /// Of the largest gradient, and absolute; f32.
+    const RELATIVE: f32 = 1e-5;
+    const ABSOLUTE: f32 = 1e-6;
+
+    fn trainee(config: &TrainConfig) -> Trainee<AD> {
+        Trainee { model: config.model.init(&Default::default()), optim: Optim::<AD>::adamw(&config.optim) }
+    }
+
+    /// Cross-entropy is the only loss.
+    fn without_auxiliary_losses() -> TrainConfig {
+        let mut config = config();
+        (config.model.moe.balance_coef, config.model.moe.z_coef) = (0.0, 0.0);
+        config
+    }
+
+    fn eight_sequences() -> Batch {
+        let config = LoopConfig { batch_size: 8, ..config().train };
+        train_batch(&text(600), &config, 0, 0)
+    }
+
+    /// The same sequences in four micro-batches.
+    fn in_pairs(batch: &Batch) -> Vec<Batch> {
+        let size = 2 * batch.seq_len;
+        let pairs = batch.inputs.chunks(size).zip(batch.targets.chunks(size));
+        pairs
+            .map(|(inputs, targets)| Batch {
+                inputs: inputs.to_vec(),
+                targets: targets.to_vec(),
+                batch_size: 2,
+                seq_len: batch.seq_len,
+            })
+            .collect()
+    }
+
+    fn gather(model: &Lm<AD>, batches: &[Batch]) -> (GradientsParams, StepOutcome) {
+        let mut gathered = Gathered::new(true);
+        for batch in batches {
+            gathered.add(model, batch, batches.len(), &Default::default());
+        }
+        gathered.finish(model)
+    }
+
+    fn flatten(model: &Lm<AD>, grads: &GradientsParams) -> Vec<f32> {
+        struct Flatten<'a>(&'a GradientsParams, Vec<f32>);
+        impl ModuleVisitor<AD> for Flatten<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<AD, D>>) {
+                let grad = self.0.get::<Flex, D>(param.id).expect("every parameter has a gradient");
+                self.1.extend(grad.into_data().to_vec::<f32>().expect("gradients are f32"));
+            }
+        }
+        let mut flatten = Flatten(grads, Vec::new());
+        model.visit(&mut flatten);
+        flatten.1
+    }
+
+    fn parameters(model: &Lm<AD>) -> Vec<f32> {
+        struct Values(Vec<f32>);
+        impl ModuleVisitor<AD> for Values {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<AD, D>>) {
+                self.0.extend(param.val().into_data().to_vec::<f32>().expect("parameters are f32"));
+            }
+        }
+        let mut values = Values(Vec::new());
+        model.visit(&mut values);
+        values.0
+    }
+
+    fn assert_close(found: &[f32], expected: &[f32]) {
+        let largest = expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() <= RELATIVE * largest + ABSOLUTE, "{found} != {expected}");
+        }
+    }
+
+    #[test]
+    fn four_micro_batches_give_the_gradient_of_one_batch_of_all_of_them() {
+        let model = trainee(&without_auxiliary_losses()).model;
+        let batch = eight_sequences();
+        let (accumulated, parts) = gather(&model, &in_pairs(&batch));
+        let (at_once, whole) = gather(&model, std::slice::from_ref(&batch));
+        assert_close(&flatten(&model, &accumulated), &flatten(&model, &at_once));
+        assert_close(&[parts.cross_entropy as f32], &[whole.cross_entropy as f32]);
+        assert_close(&[parts.grad_norm as f32], &[whole.grad_norm as f32]);
+        assert_eq!(parts.layers[0].stats.expert_counts, whole.layers[0].stats.expert_counts);
+    }
+
+    #[test]
+    fn the_balance_loss_is_the_mean_over_the_micro_batches() {
+        let model = trainee(&config()).model;
+        let pairs = in_pairs(&eight_sequences());
+        let (_, together) = gather(&model, &pairs);
+        let alone = pairs.iter().map(|pair| gather(&model, std::slice::from_ref(pair)).1.balance);
+        let mean = alone.sum::<f64>() / pairs.len() as f64;
+        assert_close(&[together.balance as f32], &[mean as f32]);
+    }
+
+    #[test]
+    fn a_step_that_is_not_finite_is_refused() {
+        let trainee = trainee(&config());
+        let broken = Trainee { model: trainee.model.map(&mut ToNan), ..trainee };
+        let settings = StepSettings { lr: 1e-3, clip_norm: 1.0, with_stats: false };
+        let refusal = broken.step([eight_sequences()].into_iter(), &settings, &Default::default()).err();
+        assert_eq!(refusal.map(|NotFinite(what)| what), Some("loss"));
+    }
+
+    #[test]
+    fn statistics_are_read_on_request_and_change_nothing() {
+        let start = trainee(&config());
+        let step = |with_stats| {
+            let trainee = Trainee { model: start.model.clone(), optim: start.optim.clone() };
+            let settings = StepSettings { lr: 1e-2, clip_norm: 0.1, with_stats };
+            trainee.step([eight_sequences()].into_iter(), &settings, &Default::default()).expect("finite")
+        };
+        let ((with, asked), (without, unasked)) = (step(true), step(false));
+        assert_eq!((asked.layers.len(), unasked.layers.len()), (1, 0));
+        assert_eq!(parameters(&with.model), parameters(&without.model));
+        assert_ne!(parameters(&with.model), parameters(&start.model));
+    }
+
+    struct ToNan;
+
+    impl burn::module::ModuleMapper<AD> for ToNan {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<AD, D>>) -> Param<Tensor<AD, D>> {
+            param.map(|tensor| (tensor * f32::NAN).detach().require_grad())
+        }
+    }
+}

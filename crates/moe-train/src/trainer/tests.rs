@@ -1,0 +1,174 @@
+//! Properties of whole runs.
+
+use std::path::Path;
+
+use burn::backend::{Autodiff, Flex};
+use tempfile::TempDir;
+
+use super::testing::{config, data};
+use super::{Summary, TrainError, train};
+use crate::config::{Dtype, TrainConfig};
+use crate::progress::Progress;
+use crate::run::{Run, StepRecord, read_metrics};
+
+type AD = Autodiff<Flex>;
+
+/// Difference of a loss near 4 after seven steps with 8 bits of mantissa, nats.
+const BF16_LOSS: f64 = 0.05;
+
+/// A progress display that shows nothing and interrupts after a step.
+#[derive(Default)]
+struct Silent {
+    records: Vec<usize>,
+    interrupt_at: Option<usize>,
+}
+
+impl Progress for Silent {
+    fn start(&mut self, _step: usize, _steps: usize) {}
+
+    fn step(&mut self, record: &StepRecord, _steps: usize) {
+        self.records.push(record.step);
+    }
+
+    fn finish(&mut self) {}
+
+    fn interrupted(&self) -> bool {
+        self.interrupt_at.is_some_and(|step| self.records.last() >= Some(&step))
+    }
+}
+
+fn run_in(dir: &Path, config: &TrainConfig, progress: &mut Silent) -> Result<Summary, TrainError> {
+    let mut run = match dir.exists() {
+        true => Run::open(dir).expect("the run opens").0,
+        false => Run::create(dir, config).expect("the run directory is new"),
+    };
+    train::<AD>(config, &data(), &mut run, progress, &Default::default())
+}
+
+/// The records without what depends on the clock.
+fn losses(dir: &Path) -> Vec<StepRecord> {
+    let mut records = read_metrics(&dir.join("metrics.jsonl")).expect("metrics");
+    records.iter_mut().for_each(|record| record.tokens_per_s = 0.0);
+    records
+}
+
+fn copy_run(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a run") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        match path.is_dir() {
+            true => copy_run(&path, &target),
+            false => drop(std::fs::copy(&path, &target).expect("a copy")),
+        }
+    }
+}
+
+/// A copy of a finished run as a kill after its checkpoint of step 10 would leave it: with later metrics, but without
+/// a later checkpoint.
+fn cut_after_step_10(from: &Path, to: &Path) {
+    copy_run(from, to);
+    std::fs::remove_dir_all(to.join("checkpoints/step-00000012")).expect("the last checkpoint");
+}
+
+fn new_dir() -> (TempDir, std::path::PathBuf) {
+    let parent = tempfile::tempdir().expect("a temporary directory");
+    let dir = parent.path().join("run");
+    (parent, dir)
+}
+
+#[test]
+fn training_lowers_the_loss_and_records_what_is_due() {
+    let (_parent, dir) = new_dir();
+    let mut config = config();
+    config.train.steps = 40;
+    let mut progress = Silent::default();
+    let summary = run_in(&dir, &config, &mut progress).expect("training");
+    let records = losses(&dir);
+    let (first, last) = (&records[0], &records[records.len() - 1]);
+    assert!(last.loss < 0.7 * first.loss, "{} -> {}", first.loss, last.loss);
+    assert_eq!((first.step, last.step), (1, 40));
+    assert_eq!(progress.records, records.iter().map(|record| record.step).collect::<Vec<_>>());
+    assert_eq!((summary.steps, summary.tokens, summary.interrupted), (40, 40 * 2 * 2 * 8, false));
+    assert_eq!((last.valid_loss, last.valid_bpb), (Some(summary.valid_loss), Some(summary.valid_bpb)));
+    assert!(summary.tokens_per_s > 0.0);
+    assert_eq!((last.lr, last.tokens), (config.optim.min_lr, summary.tokens));
+    assert_eq!(last.layers.len(), 1);
+    assert_eq!(last.layers[0].stats.expert_counts.iter().sum::<u64>(), 2 * 2 * 8 * 2);
+}
+
+#[test]
+fn a_resumed_run_repeats_the_unbroken_one_bit_for_bit() {
+    let (_parent, unbroken) = new_dir();
+    let (_other, resumed) = new_dir();
+    run_in(&unbroken, &config(), &mut Silent::default()).expect("training");
+    cut_after_step_10(&unbroken, &resumed);
+    let mut progress = Silent::default();
+    let summary = run_in(&resumed, &config(), &mut progress).expect("training");
+    assert_eq!(progress.records, [12]);
+    assert_eq!(losses(&resumed), losses(&unbroken));
+    assert_eq!(summary.tokens, 12 * 2 * 2 * 8);
+}
+
+#[test]
+fn an_interrupted_run_stops_with_a_checkpoint_and_goes_on_bit_for_bit() {
+    let mut config = config();
+    config.train.log_every = 1;
+    let (_parent, unbroken) = new_dir();
+    let (_other, resumed) = new_dir();
+    run_in(&unbroken, &config, &mut Silent::default()).expect("training");
+    cut_after_step_10(&unbroken, &resumed);
+    let mut stop = Silent { interrupt_at: Some(11), ..Silent::default() };
+    let summary = run_in(&resumed, &config, &mut stop).expect("a clean stop");
+    assert_eq!((summary.steps, summary.interrupted), (11, true));
+    assert!(resumed.join("checkpoints/step-00000011").exists());
+    let summary = run_in(&resumed, &config, &mut Silent::default()).expect("training");
+    assert_eq!((summary.steps, summary.interrupted), (12, false));
+    assert_eq!(losses(&resumed), losses(&unbroken));
+}
+
+#[test]
+fn bf16_activations_train_the_same_f32_weights() {
+    let (_parent, full) = new_dir();
+    let (_other, half) = new_dir();
+    let mut config = config();
+    let of_f32 = run_in(&full, &config, &mut Silent::default()).expect("training");
+    // The same initial weights: those of the f32 run's first checkpoint.
+    copy_run(&full, &half);
+    for step in ["step-00000010", "step-00000012"] {
+        std::fs::remove_dir_all(half.join("checkpoints").join(step)).expect("a checkpoint");
+    }
+    config.train.dtype = Dtype::Bf16;
+    let of_bf16 = run_in(&half, &config, &mut Silent::default()).expect("training");
+    assert_ne!(of_bf16.valid_loss, of_f32.valid_loss);
+    assert!((of_bf16.valid_loss - of_f32.valid_loss).abs() < BF16_LOSS, "{of_bf16} against {of_f32}");
+}
+
+#[test]
+fn a_finished_run_does_nothing_more_and_reports_the_same() {
+    let (_parent, dir) = new_dir();
+    let first = run_in(&dir, &config(), &mut Silent::default()).expect("training");
+    let mut progress = Silent::default();
+    let second = run_in(&dir, &config(), &mut progress).expect("nothing to do");
+    assert!(progress.records.is_empty());
+    assert_eq!(first, second);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints() {
+    let (_parent, dir) = new_dir();
+    let mut config = config();
+    run_in(&dir, &config, &mut Silent { interrupt_at: Some(3), ..Silent::default() }).expect("a clean stop");
+    (config.optim.lr, config.optim.min_lr) = (f64::MAX, f64::MAX);
+    match run_in(&dir, &config, &mut Silent::default()) {
+        Err(TrainError::NotFinite { step, checkpoint, .. }) => {
+            assert!(step > 3, "{step}");
+            assert_eq!(checkpoint, Some(3));
+        }
+        other => panic!("expected a loss that is not finite, got {other:?}"),
+    }
+    let checkpoints = std::fs::read_dir(dir.join("checkpoints")).expect("checkpoints");
+    let steps = checkpoints
+        .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("step-")));
+    assert_eq!(steps.count(), 1);
+}

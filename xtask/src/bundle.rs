@@ -1,0 +1,129 @@
+//! `cargo xtask gpu-bundle`: the programs a machine with an NVIDIA GPU needs, built on a machine that has none.
+//!
+//! The bundle holds the suite (`bin/suite-*`), `bin/moe-train`, a text to train on and `run.sh`. It was linked without
+//! CUDA: the libraries are looked up when the programs start.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::backend::Backend;
+use crate::files::{self, at};
+use crate::{Result, cargo, suite};
+
+/// CUDA version whose functions the bundle may call, as the `cudarc` crate writes it: 13.0.
+const CUDA_VERSION: &str = "13000";
+const CUDA_VERSION_VARIABLE: &str = "CUDARC_CUDA_VERSION";
+const RUN_SCRIPT: &str = include_str!("bundle/run.sh");
+/// Length of the default text: enough to train on for a minute, small enough to send.
+const TEXT_BYTES: usize = 256 * 1024;
+
+/// Builds the programs and lays them out in `out`.
+pub(crate) fn build(out: &Path, text: Option<&Path>) -> Result<()> {
+    let text = match text {
+        Some(path) => at(path, fs::read_to_string(path))?,
+        None => workspace_text()?,
+    };
+    let suites = cargo::build(&mut suite_build()?, "moe-tests")?;
+    let programs = cargo::build(&mut program_build(), "moe-train")?;
+    clear(out)?;
+    let bin = out.join("bin");
+    at(&bin, fs::create_dir_all(&bin))?;
+    for path in &suites {
+        copy(path, &bin.join(format!("suite-{}", stem(path))))?;
+    }
+    for path in &programs {
+        copy(path, &bin.join("moe-train"))?;
+    }
+    at(out, fs::write(out.join("text.txt"), text))?;
+    write_script(&out.join("run.sh"))?;
+    println!("{} holds {} test programs, moe-train and run.sh", out.display(), suites.len());
+    Ok(())
+}
+
+fn suite_build() -> Result<Command> {
+    let mut command = suite::command(Backend::Cuda)?;
+    release(command.arg("--no-run"));
+    Ok(command)
+}
+
+fn program_build() -> Command {
+    let mut command = cargo::cargo();
+    command.args(["build", "--package", "moe-train", "--bin", "moe-train", "--no-default-features"]);
+    release(command.args(["--features", Backend::Cuda.feature()]));
+    command
+}
+
+fn release(command: &mut Command) {
+    command.args(["--release", "--config", "profile.release.strip=\"symbols\""]);
+    if std::env::var_os(CUDA_VERSION_VARIABLE).is_none() {
+        command.env(CUDA_VERSION_VARIABLE, CUDA_VERSION);
+    }
+}
+
+/// Removes an earlier bundle, and nothing that is not one.
+fn clear(out: &Path) -> Result<()> {
+    if !out.exists() {
+        return Ok(());
+    }
+    if !out.join("run.sh").exists() && at(out, fs::read_dir(out))?.next().is_some() {
+        return Err(format!("{} is not an earlier bundle: choose another --out", out.display()));
+    }
+    at(out, fs::remove_dir_all(out))
+}
+
+/// The Rust sources below `crates`, in the order of their paths, cut to [`TEXT_BYTES`].
+fn workspace_text() -> Result<String> {
+    let mut text = String::new();
+    for file in files::below(&cargo::root().join("crates"))? {
+        if file.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&at(&file, fs::read_to_string(&file))?);
+        }
+    }
+    text.truncate(text.floor_char_boundary(TEXT_BYTES));
+    Ok(text)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    at(from, fs::copy(from, to)).map(drop)
+}
+
+fn write_script(path: &Path) -> Result<()> {
+    at(path, fs::write(path, RUN_SCRIPT))?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        at(path, fs::set_permissions(path, fs::Permissions::from_mode(0o755)))?;
+    }
+    Ok(())
+}
+
+/// `losses` of `deps/losses-0123456789abcdef`.
+fn stem(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.rsplit_once('-').map_or(name.clone(), |(stem, _)| stem.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_programs_lose_the_hash_in_their_name() {
+        assert_eq!(stem(Path::new("x/deps/golden_losses-0123456789abcdef")), "golden_losses");
+        assert_eq!(stem(Path::new("moe")), "moe");
+    }
+
+    #[test]
+    fn the_default_text_is_rust_and_no_longer_than_it_may_be() {
+        let text = workspace_text().unwrap();
+        assert!(text.contains("//!") && text.len() <= TEXT_BYTES);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_a_bundle_is_left_alone() {
+        let folder = cargo::root().join("xtask");
+        assert!(clear(&folder).unwrap_err().contains("not an earlier bundle"));
+        assert!(folder.join("Cargo.toml").exists());
+    }
+}

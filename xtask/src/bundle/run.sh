@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Runs the CUDA suite and a short training on this machine's GPU.
+#
+#   ./run.sh [TEXT_FILE] [ARGUMENTS of `moe-train train`]
+#
+# Results go to $OUT (default: results beside this script): suite.log, train.log and the files of the run.
+# CUDA_PATH (its include folder is read when kernels are compiled) and LD_LIBRARY_PATH are looked for when unset.
+set -uo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+out=${OUT:-$here/results}
+text=$here/text.txt
+if [ $# -gt 0 ]; then
+    text=$1
+    shift
+fi
+mkdir -p "$out" || exit 1
+
+if [ -z "${CUDA_PATH:-}" ]; then
+    compiler=$(command -v nvcc || true)
+    for folder in ${compiler:+"$(dirname "$(dirname "$(readlink -f "$compiler")")")"} \
+        /usr/local/cuda /usr/local/cuda-* /opt/cuda /usr/lib/cuda /usr; do
+        if [ -f "$folder/include/cuda_runtime.h" ]; then
+            export CUDA_PATH=$folder
+            break
+        fi
+    done
+fi
+
+if [ -z "${LD_LIBRARY_PATH:-}" ]; then
+    libraries=
+    for folder in ${CUDA_PATH:+"$CUDA_PATH/lib64"} ${CUDA_PATH:+"$CUDA_PATH/lib"} \
+        /usr/local/nvidia/lib64 /usr/local/nvidia/lib /usr/lib/x86_64-linux-gnu /usr/lib64; do
+        for library in "$folder"/libnvrtc.so* "$folder"/libcuda.so*; do
+            if [ -e "$library" ]; then
+                libraries=${libraries:+$libraries:}$folder
+                break
+            fi
+        done
+    done
+    export LD_LIBRARY_PATH=$libraries
+fi
+
+echo "CUDA_PATH=${CUDA_PATH:-not found}"
+echo "LD_LIBRARY_PATH=$LD_LIBRARY_PATH"
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null | tee "$out/gpu.txt"
+
+failed=0
+: >"$out/suite.log"
+for suite in "$here"/bin/suite-*; do
+    echo "== $(basename "$suite")" | tee -a "$out/suite.log"
+    "$suite" 2>&1 | tee -a "$out/suite.log" || failed=1
+done
+
+echo "== training" | tee "$out/train.log"
+"$here/bin/moe-train" train --data "$text" --out "$out/run-$(date +%Y%m%d-%H%M%S)" "$@" 2>&1 | tee -a "$out/train.log" || failed=1
+
+if [ "$failed" -eq 0 ]; then echo "all passed"; else echo "something failed: see $out"; fi
+exit "$failed"
