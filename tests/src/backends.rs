@@ -1,7 +1,6 @@
 //! The backends under test, as types with gradients.
 
 use burn::backend::Autodiff;
-use burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing;
 
 /// burn-flex.
 #[cfg(feature = "flex")]
@@ -9,7 +8,8 @@ pub type Flex = Autodiff<burn::backend::Flex>;
 
 /// burn-flex, recomputing cheap activations in the backward pass.
 #[cfg(feature = "flex")]
-pub type FlexCheckpointed = Autodiff<burn::backend::Flex, BalancedCheckpointing>;
+pub type FlexCheckpointed =
+    Autodiff<burn::backend::Flex, burn::backend::autodiff::checkpoint::strategy::BalancedCheckpointing>;
 
 /// burn-ndarray.
 #[cfg(feature = "ndarray")]

@@ -45,6 +45,8 @@
 //! Letters in shapes: `T` tokens, `K` experts per token, `E` experts, `R = T * K` rows, `D`, `I`, `O` widths.
 
 mod backends;
+#[cfg(feature = "flex")]
+mod cpu;
 mod functions;
 mod ops;
 mod plan;

@@ -44,11 +44,8 @@ pub(super) fn training(report: &Report) -> Vec<String> {
     let speed = smoothed("", 5, report.points(|record| Some(record.tokens_per_s)));
     let mut grad_norm = report.chart("Gradient norm", "before clipping", grad_norm);
     grad_norm.scale = Scale::Magnitudes;
-    let mut charts =
-        vec![report.chart("Learning rate", "", vec![lr]), grad_norm, report.chart("Speed", "tokens per second", speed)];
-    if !report.last().layers.is_empty() {
-        charts.push(auxiliary_losses(report));
-    }
+    let charts =
+        [report.chart("Learning rate", "", vec![lr]), grad_norm, report.chart("Speed", "tokens per second", speed)];
     charts.iter().map(Chart::render).collect()
 }
 
@@ -57,7 +54,11 @@ pub(super) fn routing(report: &Report) -> Vec<String> {
     if report.last().layers.is_empty() {
         return Vec::new();
     }
+    let balance = smoothed("", 1, report.points(|record| Some(record.balance_loss)));
+    let z_loss = smoothed("", 4, report.points(|record| Some(record.z_loss)));
     let charts = [
+        report.chart("Balance loss", "before its weight, all layers", balance),
+        report.chart("Router z-loss", "before its weight, all layers", z_loss),
         report.chart(
             "Load ratio",
             "most loaded expert over the mean",
@@ -72,12 +73,6 @@ pub(super) fn routing(report: &Report) -> Vec<String> {
         ),
     ];
     charts.iter().map(Chart::render).collect()
-}
-
-fn auxiliary_losses(report: &Report) -> Chart {
-    let mut series = smoothed("balance", 1, report.points(|record| Some(record.balance_loss)));
-    series.extend(smoothed("router z", 2, report.points(|record| Some(record.z_loss))));
-    report.chart("Auxiliary losses", "before their weights", series)
 }
 
 fn dead_experts(report: &Report) -> Chart {

@@ -7,6 +7,7 @@ mod axis;
 mod charts;
 mod heatmap;
 mod html;
+mod labels;
 mod png;
 mod svg;
 

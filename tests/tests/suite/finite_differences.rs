@@ -1,7 +1,5 @@
 //! The whole layer against central differences in f64: output and auxiliary losses together, every parameter.
 
-#![cfg(feature = "ndarray")]
-
 use burn::backend::{Autodiff, NdArray};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;

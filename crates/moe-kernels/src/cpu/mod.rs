@@ -1,0 +1,6 @@
+//! Loops over slices for the CPU backends: written so that the compiler vectorises them, split over threads by rows.
+
+mod activation;
+mod exp;
+
+pub(crate) use activation::{swiglu, swiglu_backward};

@@ -1,0 +1,10 @@
+//! The suite that all backends share. One program: a CubeCL backend is compiled anew into every program that uses it.
+
+mod kernels;
+mod layers;
+mod model;
+
+#[cfg(feature = "ndarray")]
+mod finite_differences;
+#[cfg(feature = "flex")]
+mod kernels_panics;
