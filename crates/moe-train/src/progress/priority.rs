@@ -22,10 +22,10 @@ pub(super) fn with_lowest_priority<T: Send>(start: impl FnOnce() -> T + Send) ->
 /// Lowers the priority of the calling thread, which threads that it starts inherit.
 #[cfg(target_os = "linux")]
 fn lower() {
-    const LOWEST: libc::c_int = 19;
-    // A refusal leaves the priority as it is, which is no reason to stop.
-    // SAFETY: setpriority reads its three integers and nothing else. On Linux, 0 is the calling thread.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST) };
+    const LOWEST: i32 = 19;
+    // On Linux, "the calling process" is the calling thread. A refusal leaves the priority as it is, which is no
+    // reason to stop.
+    let _ = rustix::process::setpriority_process(None, LOWEST);
 }
 
 /// Elsewhere priorities are those of whole processes.
