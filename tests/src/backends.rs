@@ -23,14 +23,20 @@ pub type Wgpu = Autodiff<burn::backend::Wgpu>;
 #[cfg(feature = "cuda")]
 pub type Cuda = Autodiff<burn::backend::Cuda>;
 
+/// How many of `steps` training steps a test takes: a software GPU, at seconds a step, only the first few.
+pub fn steps(steps: usize) -> usize {
+    if on_software_gpu() { steps.min(5) } else { steps }
+}
+
+fn on_software_gpu() -> bool {
+    cfg!(feature = "wgpu") && std::env::var("MOE_TEST_WGPU").is_ok_and(|device| device == "cpu")
+}
+
 /// The device of the WGPU suite: the default one, or the software adapter when `MOE_TEST_WGPU=cpu`.
 #[cfg(feature = "wgpu")]
 pub fn wgpu_device() -> burn::backend::wgpu::WgpuDevice {
     use burn::backend::wgpu::WgpuDevice;
-    match std::env::var("MOE_TEST_WGPU").as_deref() {
-        Ok("cpu") => WgpuDevice::Cpu,
-        _ => WgpuDevice::default(),
-    }
+    if on_software_gpu() { WgpuDevice::Cpu } else { WgpuDevice::default() }
 }
 
 /// One test per named generic function and enabled backend: `flex::name`, `ndarray::name`, ..

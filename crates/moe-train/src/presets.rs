@@ -84,7 +84,7 @@ fn tiny() -> TrainConfig {
         data: DataConfig::default(),
         optim: OptimConfig { beta2: 0.99, ..adamw(2e-3, 100) },
         train: LoopConfig {
-            steps: 1000,
+            steps: 1200,
             batch_size: 8,
             seq_len: 128,
             grad_accumulation: 1,
@@ -153,13 +153,15 @@ fn nanogpt_dense() -> TrainConfig {
 /// a multiple of 8.
 const NANOGPT_HIDDEN: usize = 344;
 
-/// [`nanogpt_dense`] with 8 experts in every layer, two of half the dense width for each token.
+/// [`nanogpt_dense`] with 8 experts in every layer, two of half the dense width for each token. The gates of a token sum
+/// to 1, so a layer starts at the scale of a dense one.
 fn nanogpt_moe() -> TrainConfig {
     let mut config = nanogpt_dense();
     config.model.moe_layers = MoeLayers::All;
     config.model.moe.num_experts = 8;
     config.model.moe.top_k = 2;
     config.model.moe.d_hidden = NANOGPT_HIDDEN / 2;
+    config.model.moe.normalize_gates = true;
     config
 }
 

@@ -52,14 +52,13 @@ fn routing<B: AutodiffMoeBackend>(case: &Case, gates: Tensor<B, 2>) -> Routing<B
     Routing::new(logits.clone(), softmax(logits, 1), gates, chosen)
 }
 
+const VARIANTS: [(Activation, bool); 4] =
+    [(Activation::SwiGlu, true), (Activation::Gelu, true), (Activation::Relu, true), (Activation::SwiGlu, false)];
+
+/// Every activation on the first two cases, one on the others: a software GPU compiles kernels for each anew.
 fn grouped_dispatch_matches_the_dense_oracle<B: AutodiffMoeBackend>(device: &B::Device) {
-    for case in CASES.iter().filter(|case| case.tokens > 0) {
-        for (activation, bias) in [
-            (Activation::SwiGlu, false),
-            (Activation::Gelu, true),
-            (Activation::Relu, true),
-            (Activation::SwiGlu, true),
-        ] {
+    for (i, case) in CASES.iter().enumerate().filter(|(_, case)| case.tokens > 0) {
+        for &(activation, bias) in &VARIANTS[..if i < 2 { VARIANTS.len() } else { 1 }] {
             let run = |grouped: bool| values_and_gradients::<B>(case, activation, bias, grouped, device);
             for ((name, actual), (_, expected)) in run(true).iter().zip(&run(false)) {
                 assert_close(&format!("{}, {activation:?}, {name}", case.name), actual, expected);
