@@ -4,7 +4,5 @@ mod kernels;
 mod layers;
 mod model;
 
-#[cfg(feature = "ndarray")]
-mod finite_differences;
 #[cfg(feature = "flex")]
 mod kernels_panics;

@@ -26,6 +26,7 @@ use super::{
 const MODEL_FILE: &str = "model.mpk";
 const OPTIM_FILE: &str = "optim.mpk";
 const BEST_FILE: &str = "best";
+
 /// Which checkpoint of a run to load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {

@@ -1,4 +1,9 @@
 //! The whole layer against central differences in f64: output and auxiliary losses together, every parameter.
+//!
+//! A program of its own: burn 0.21 keeps the default float type of a device for the whole process, so f64 and f32
+//! models on NdArray cannot share one.
+
+#![cfg(feature = "ndarray")]
 
 use burn::backend::{Autodiff, NdArray};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
