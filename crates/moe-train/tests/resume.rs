@@ -9,8 +9,8 @@ use std::time::Duration;
 use common::{Place, last_checkpoint, metrics, output, succeed};
 use serde_json::Value;
 
-const STEPS: usize = 60;
-const KILLS: usize = 8;
+const STEPS: usize = 240;
+const KILLS: usize = 12;
 
 /// What must not depend on interruptions: all but the time.
 fn comparable(records: &[Value]) -> Vec<Value> {
