@@ -1,7 +1,7 @@
 //! Threads that take only the time that nobody else wants.
 //!
 //! The thread of burn's dashboard polls its channel without a pause (burn-train 0.21, `renderer/tui/renderer.rs`). On
-//! a CPU it would take a core from training: 6,400 tokens/s fell to 4,700 on 2 cores.
+//! a CPU it would take a core from training.
 
 use std::thread;
 
