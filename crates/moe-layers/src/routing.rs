@@ -1,6 +1,6 @@
 //! The decision of a router: the only value that passes from it to dispatch, losses and statistics.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use moe_kernels::{ExpertPlan, MoeBackend};
 
 /// Which experts each token goes to, with what weight.
@@ -36,6 +36,15 @@ impl<B: MoeBackend> Routing<B> {
         assert_eq!(gates.dims()[0], num_tokens, "Routing: gates [T, K] and probs [T, E] disagree on T");
         let plan = ExpertPlan::new(experts.clone(), num_experts);
         Self { logits, probs, gates, experts, plan }
+    }
+
+    /// The decision about no tokens: `T = 0`. Most backends cannot compute it, since some op of theirs fails on an empty
+    /// tensor.
+    pub fn empty(num_experts: usize, top_k: usize, dtype: DType, device: &B::Device) -> Self {
+        let scores = Tensor::zeros([0, num_experts], (device, dtype));
+        let gates = Tensor::zeros([0, top_k], (device, dtype));
+        let experts = Tensor::from_data(TensorData::new(Vec::<i32>::new(), [0, top_k]), device);
+        Self::new(scores.clone(), scores, gates, experts)
     }
 
     /// Number of tokens, `T`.

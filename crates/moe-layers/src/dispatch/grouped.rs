@@ -17,6 +17,9 @@ use crate::{Experts, Routing};
 ///
 /// Panics when tokens, experts and routing disagree on `T`, `D` or `E`.
 pub fn grouped<B: MoeBackend>(tokens: Tensor<B, 2>, experts: &Experts<B>, routing: &Routing<B>) -> Tensor<B, 2> {
+    if routing.num_tokens() == 0 {
+        return tokens;
+    }
     let dtype = tokens.dtype();
     let rows = dispatch_rows(tokens, &routing.plan);
     let rows = experts.forward(rows, &routing.plan);

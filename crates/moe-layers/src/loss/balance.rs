@@ -9,6 +9,7 @@ use burn::tensor::{Int, Tensor};
 use moe_kernels::MoeBackend;
 use serde::{Deserialize, Serialize};
 
+use super::zero;
 use crate::Routing;
 
 /// What `f_i` counts in the load-balance loss.
@@ -31,7 +32,10 @@ pub enum BalanceConvention {
 ///
 /// Its gradient flows through the probabilities only.
 pub fn load_balance_loss<B: MoeBackend>(routing: &Routing<B>, convention: BalanceConvention) -> Tensor<B, 1> {
-    let tokens = routing.num_tokens().max(1) as f64;
+    if routing.num_tokens() == 0 {
+        return zero(routing);
+    }
+    let tokens = routing.num_tokens() as f64;
     let fractions = match convention {
         BalanceConvention::Switch => slot_counts(routing) / (tokens * routing.top_k() as f64),
         BalanceConvention::HuggingFace => slot_counts(routing) / tokens,
@@ -52,7 +56,10 @@ pub fn load_balance_loss_pooled<B: MoeBackend>(routings: &[Routing<B>]) -> Tenso
         routings.iter().all(|r| r.num_experts() == num_experts),
         "load_balance_loss_pooled: layers differ in their number of experts"
     );
-    let tokens = routings.iter().map(Routing::num_tokens).sum::<usize>().max(1) as f64;
+    let tokens = routings.iter().map(Routing::num_tokens).sum::<usize>() as f64;
+    if tokens == 0.0 {
+        return zero(&routings[0]);
+    }
     let counts = sum(routings.iter().map(slot_counts));
     let probs = sum(routings.iter().map(|r| r.probs.clone().sum_dim(0).squeeze_dim::<1>(0)));
     ((counts / tokens) * (probs / tokens)).sum() * num_experts as f64

@@ -5,3 +5,13 @@ mod z;
 
 pub use balance::{BalanceConvention, load_balance_loss, load_balance_loss_pooled};
 pub use z::router_z_loss;
+
+use burn::tensor::Tensor;
+use moe_kernels::MoeBackend;
+
+use crate::Routing;
+
+/// The loss of an empty batch.
+fn zero<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
+    Tensor::zeros([1], (&routing.probs.device(), routing.probs.dtype()))
+}

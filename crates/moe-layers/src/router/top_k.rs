@@ -79,20 +79,15 @@ impl<B: MoeBackend> TopKRouter<B> {
         let ([_, width], [d_model, _]) = (tokens.dims(), self.weight.dims());
         assert_eq!(width, d_model, "TopKRouter: tokens [T, D] must have D = {d_model}, got {width}");
 
-        let logits = self.logits(tokens);
+        let (dtype, device) = (routing_dtype(tokens.dtype()), tokens.device());
+        if tokens.dims()[0] == 0 {
+            return Routing::empty(self.weight.dims()[1], self.top_k, dtype, &device);
+        }
+        let logits = tokens.cast(dtype).matmul(self.weight.val().cast(dtype));
         let probs = softmax(logits.clone(), 1);
         let (gates, experts) = top_k(probs.clone(), self.top_k);
         let gates = if self.normalize_gates { normalize(gates) } else { gates };
         Routing::new(logits, probs, gates, experts)
-    }
-
-    fn logits(&self, tokens: Tensor<B, 2>) -> Tensor<B, 2> {
-        let (dtype, weight) = (routing_dtype(tokens.dtype()), self.weight.val());
-        if tokens.dims()[0] == 0 {
-            // burn-ndarray cannot multiply an empty matrix.
-            return Tensor::zeros([0, weight.dims()[1]], (&weight.device(), dtype));
-        }
-        tokens.cast(dtype).matmul(weight.cast(dtype))
     }
 }
 
