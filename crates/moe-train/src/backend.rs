@@ -178,11 +178,18 @@ impl fmt::Display for DeviceChoice {
 /// [`BackendError`] when there is no such device, when it does not answer, or when it lacks the type.
 pub fn open(choice: DeviceChoice, dtype: Dtype) -> Result<Device, BackendError> {
     let device = selected::device(choice)?;
-    quietly(|| probe(&device)).map_err(|reason| BackendError::Unavailable { choice, reason })?;
+    quietly(|| probe(&device))
+        .map_err(|reason| BackendError::Unavailable { choice, reason: first_sentence(&reason) })?;
     if dtype == Dtype::Bf16 && !supports_bf16(&device) {
         return Err(BackendError::NoDtype { choice, dtype });
     }
     Ok(device)
+}
+
+/// What went wrong without the lists and advice that drivers add to it.
+fn first_sentence(reason: &str) -> String {
+    let end = [" - ", ". ", "\n"].iter().filter_map(|mark| reason.find(mark)).min();
+    reason[..end.unwrap_or(reason.len())].trim_end_matches('.').to_string()
 }
 
 /// Whether the device computes in bf16.
@@ -239,6 +246,12 @@ mod tests {
             helper.join().expect("the helper ends well");
         });
         assert_eq!(result, Err("no driver 7".to_string()));
+    }
+
+    #[test]
+    fn a_reason_is_cut_after_what_went_wrong() {
+        assert_eq!(first_sentence("no \"cuda\" library - searched for: [..]. Ensure that"), "no \"cuda\" library");
+        assert_eq!(first_sentence("no adapter found."), "no adapter found");
     }
 
     #[test]
