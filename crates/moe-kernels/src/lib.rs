@@ -44,10 +44,13 @@
 //!
 //! Letters in shapes: `T` tokens, `K` experts per token, `E` experts, `R = T * K` rows, `D`, `I`, `O` widths.
 
+mod activation;
 mod backends;
-#[cfg(feature = "flex")]
+#[cfg(feature = "cpu")]
 mod cpu;
+mod ffn;
 mod functions;
+mod host_plan;
 mod ops;
 mod plan;
 mod portable;
@@ -55,6 +58,8 @@ mod portable;
 #[doc(hidden)]
 pub mod reference;
 
-pub use functions::{combine_rows, dispatch_rows, gelu, grouped_matmul, swiglu, top_k};
+pub use activation::Activation;
+pub use ffn::{FfnGrads, FfnNeeds, FfnSaved, FfnWeights};
+pub use functions::{combine_rows, dispatch_rows, expert_ffn, gelu, grouped_matmul, swiglu, top_k};
 pub use ops::{AutodiffMoeBackend, MoeBackend};
 pub use plan::ExpertPlan;

@@ -35,6 +35,35 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// Distribution function and density of the standard normal distribution, with absolute errors of at most 1.2e-7.
+///
+/// `cdf(-x) = erfc(x / sqrt 2) / 2 = t P(t) e^(-x^2 / 2) / 2` with `t = 1 / (1 + 0.4 x / sqrt 2)` for `x >= 0`: the
+/// exponential serves both results. `P` is a least-squares fit of the relative error over `x / sqrt 2` in `0..10`, of
+/// degree 8, off by at most 6.2e-8.
+#[inline(always)]
+pub(super) fn normal(x: f32) -> (f32, f32) {
+    const P: [f32; 9] = [
+        0.041_253_332,
+        -0.140_320_63,
+        0.083_990_104,
+        0.087_961_2,
+        0.079_758_59,
+        0.193_392_34,
+        0.201_887_8,
+        0.226_443_08,
+        0.225_634_23,
+    ];
+    const INV_SQRT_TAU: f32 = 0.398_942_28;
+    let bell = exp(-0.5 * x * x);
+    let t = 1.0 / (1.0 + (0.4 * std::f32::consts::FRAC_1_SQRT_2) * x.abs());
+    let mut p = P[0];
+    for &coefficient in &P[1..] {
+        p = p * t + coefficient;
+    }
+    let tail = 0.5 * t * p * bell;
+    (if x < 0.0 { tail } else { 1.0 - tail }, INV_SQRT_TAU * bell)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

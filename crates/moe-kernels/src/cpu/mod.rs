@@ -2,5 +2,8 @@
 
 mod activation;
 mod exp;
+pub(crate) mod expert_ffn;
+mod gated;
+mod gemm;
 
 pub(crate) use activation::{swiglu, swiglu_backward};

@@ -1,11 +1,14 @@
 //! Top-K and the counting sort on the host: one read of `[T, E]` scores and one of `[T, K]` indices per layer.
 
+use std::sync::Arc;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::wrap;
 use crate::ExpertPlan;
+use crate::host_plan::HostPlan;
 
 pub(crate) fn top_k_indices<B: Backend>(scores: FloatTensor<B>, k: usize) -> IntTensor<B> {
     let scores = wrap::<B, 2>(scores);
@@ -40,47 +43,20 @@ pub(crate) fn plan<B: Backend>(experts: IntTensor<B>, num_experts: usize) -> Exp
     let experts = Tensor::<B, 2, Int>::from_primitive(experts);
     let ([num_tokens, top_k], device) = (experts.dims(), experts.device());
     let experts: Vec<usize> = experts.into_data().iter::<i64>().map(|e| e as usize).collect();
+    let host = HostPlan::new(&experts, top_k, num_experts);
 
-    let offsets = expert_offsets(&experts, num_experts);
-    let (slot_of_row, row_of_slot) = counting_sort(&experts, &offsets);
-    let token_of_row = slot_of_row.iter().map(|&slot| slot / top_k as i32).collect();
-
-    let rows = [num_tokens * top_k];
+    let rows = [host.num_rows()];
+    let indices = |indices: Vec<u32>| int_tensor(indices.into_iter().map(|i| i as i32).collect(), rows, &device);
     ExpertPlan {
         num_tokens,
         top_k,
         num_experts,
-        offsets: int_tensor(offsets.iter().map(|&o| o as i32).collect(), [num_experts + 1], &device),
-        slot_of_row: int_tensor(slot_of_row, rows, &device),
-        row_of_slot: int_tensor(row_of_slot, rows, &device),
-        token_of_row: int_tensor(token_of_row, rows, &device),
-        host_offsets: Some(offsets.into()),
+        offsets: int_tensor(host.offsets.iter().map(|&o| o as i32).collect(), [num_experts + 1], &device),
+        slot_of_row: indices(host.slot_of_row.clone()),
+        row_of_slot: indices(host.row_of_slot()),
+        token_of_row: indices(host.token_of_row.clone()),
+        host: Some(Arc::new(host)),
     }
-}
-
-fn expert_offsets(experts: &[usize], num_experts: usize) -> Vec<usize> {
-    let mut offsets = vec![0; num_experts + 1];
-    for &expert in experts {
-        assert!(expert < num_experts, "expert index {expert} is not below num_experts = {num_experts}");
-        offsets[expert + 1] += 1;
-    }
-    for e in 0..num_experts {
-        offsets[e + 1] += offsets[e];
-    }
-    offsets
-}
-
-fn counting_sort(experts: &[usize], offsets: &[usize]) -> (Vec<i32>, Vec<i32>) {
-    let mut next = offsets.to_vec();
-    let mut slot_of_row = vec![0; experts.len()];
-    let mut row_of_slot = vec![0; experts.len()];
-    for (slot, &expert) in experts.iter().enumerate() {
-        let row = next[expert];
-        next[expert] += 1;
-        slot_of_row[row] = slot as i32;
-        row_of_slot[slot] = row as i32;
-    }
-    (slot_of_row, row_of_slot)
 }
 
 fn int_tensor<B: Backend, const D: usize>(
