@@ -1,6 +1,10 @@
 //! Matrix products on strided slices: the one place that calls the `gemm` crate.
 
+use std::mem::MaybeUninit;
+
 use gemm::Parallelism;
+
+use super::unset::written;
 
 /// A matrix that is read.
 #[derive(Clone, Copy, Debug)]
@@ -67,21 +71,39 @@ pub(crate) enum Onto {
 
 /// `dst = lhs rhs` or `dst += lhs rhs`, on the calling thread.
 pub(crate) fn gemm(dst: MatMut<'_>, onto: Onto, lhs: Mat<'_>, rhs: Mat<'_>) {
-    let ([m, n], [_, k]) = (dst.shape, lhs.shape);
+    // SAFETY: the destination is borrowed mutably and holds numbers; `MatMut` has checked that they are there.
+    unsafe { product(dst.data.as_mut_ptr(), dst.shape, dst.row_stride, onto, lhs, rhs) }
+}
+
+/// `lhs rhs` row after row in memory that holds nothing yet.
+pub(crate) fn gemm_unset<'a>(slots: &'a mut [MaybeUninit<f32>], lhs: Mat<'_>, rhs: Mat<'_>) -> &'a mut [f32] {
+    let [rows, columns] = [lhs.shape[0], rhs.shape[1]];
+    assert_eq!(slots.len(), rows * columns, "the slots must be those of the product");
+    // SAFETY: there is a slot for each number of the product, which overwrites all of them without reading.
+    unsafe {
+        product(slots.as_mut_ptr().cast(), [rows, columns], columns, Onto::Overwrite, lhs, rhs);
+        written(slots)
+    }
+}
+
+/// # Safety
+///
+/// `dst` must point to a matrix of this shape whose rows do not overlap, writable, and readable if `onto` is `Add`.
+unsafe fn product(dst: *mut f32, shape: [usize; 2], row_stride: usize, onto: Onto, lhs: Mat<'_>, rhs: Mat<'_>) {
+    let ([m, n], [_, k]) = (shape, lhs.shape);
     assert_eq!((lhs.shape, rhs.shape), ([m, k], [k, n]), "the shapes of a matrix product must fit each other");
     let stride = |s: usize| isize::try_from(s).expect("strides of slices fit isize");
     let add = onto == Onto::Add;
-    // SAFETY: `assert_fits` holds for all three matrices, so that every address the product touches, `i * row stride + j
-    // * column stride` with i and j below the shape, lies in its slice; the destination is borrowed mutably and its
-    // elements are distinct, because its rows do not overlap.
+    // SAFETY: `assert_fits` held when the factors were made, so every address `i * row stride + j * column stride` with i
+    // and j below their shape lies in their slice; the caller answers for the destination.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            dst.data.as_mut_ptr(),
+            dst,
             1,
-            stride(dst.row_stride),
+            stride(row_stride),
             add,
             lhs.data.as_ptr(),
             stride(lhs.strides[1]),
@@ -116,6 +138,8 @@ mod tests {
         let mut out = [f32::NAN; 4];
         gemm(MatMut::new(&mut out, 2, 2), Onto::Overwrite, Mat::new(&[], 2, 0), Mat::new(&[], 0, 2));
         assert_eq!(out, [0.0; 4]);
+        let mut slots = [MaybeUninit::new(f32::NAN); 4];
+        assert_eq!(gemm_unset(&mut slots, Mat::new(&[], 2, 0), Mat::new(&[], 0, 2)), [0.0; 4]);
     }
 
     #[test]

@@ -5,5 +5,6 @@ mod exp;
 pub(crate) mod expert_ffn;
 mod gated;
 mod gemm;
+pub(crate) mod unset;
 
 pub(crate) use activation::{swiglu, swiglu_backward};

@@ -6,6 +6,7 @@ use burn::tensor::{Tensor, TensorMetadata};
 
 use super::{HostBackend, HostTensor, all_f32};
 use crate::cpu::expert_ffn::{self, Needs, Problem};
+use crate::cpu::unset::Unset;
 use crate::host_plan::HostPlan;
 use crate::portable::{self, unwrap};
 use crate::{Activation, ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnWeights};
@@ -79,8 +80,11 @@ pub(in crate::backends) fn forward<B: HostBackend>(
     let (num_tokens, num_rows) = (plan.num_tokens(), plan.num_rows());
 
     let mut output = vec![0.0; num_tokens * problem.d_model];
-    let mut pre_activation = keep.then(|| vec![0.0; num_rows * problem.columns()]);
-    expert_ffn::forward(&problem, pre_activation.as_deref_mut(), &mut output);
+    let len = num_rows * problem.columns();
+    let mut pre_activation = keep.then(|| Unset::new(len));
+    expert_ffn::forward(&problem, pre_activation.as_mut().map(|z| z.slots(len)), &mut output);
+    // SAFETY: the forward pass has written every slot.
+    let pre_activation = pre_activation.map(|z| unsafe { z.assume_set(len) });
     let tensor = |values, shape: [usize; 2]| FloatTensor::<B>::from_values(values, shape.into());
     (tensor(output, [num_tokens, problem.d_model]), pre_activation.map(|z| tensor(z, [num_rows, problem.columns()])))
 }

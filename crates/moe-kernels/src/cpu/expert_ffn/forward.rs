@@ -1,17 +1,20 @@
 //! `y_t = sum_k gate_tk * (activation(x_t W_in + b_in) W_out + b_out)` with the weights of expert `(t, k)`.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::segments::{Segment, TokenPart, cut, split_by_tokens};
 use super::{Problem, gather, resize};
 use crate::cpu::gated::gated_values;
-use crate::cpu::gemm::{Mat, MatMut, Onto, gemm};
+use crate::cpu::gemm::{Mat, MatMut, Onto, gemm, gemm_unset};
+use crate::cpu::unset::repeat;
 
 /// Rows that are taken through the network together: their copies stay in a core's cache.
 const BLOCK_ROWS: usize = 1024;
 
-/// Writes `output` `[T, D]`, which must be zero, and, when asked, the pre-activation `[R, C]`.
-pub(crate) fn forward(problem: &Problem<'_>, pre_activation: Option<&mut [f32]>, output: &mut [f32]) {
+/// Writes `output` `[T, D]`, which must be zero, and, when asked, every slot of the pre-activation `[R, C]`.
+pub(crate) fn forward(problem: &Problem<'_>, pre_activation: Option<&mut [MaybeUninit<f32>]>, output: &mut [f32]) {
     let parts = split_by_tokens(problem.plan, rayon::current_num_threads());
     let kept = match pre_activation {
         Some(buffer) => cut(buffer, problem.columns(), &parts).into_iter().map(Some).collect(),
@@ -43,7 +46,12 @@ struct Scratch {
     output: Vec<f32>,
 }
 
-fn forward_part(problem: &Problem<'_>, part: &TokenPart, kept: Option<Vec<&mut [f32]>>, output: &mut [f32]) {
+fn forward_part(
+    problem: &Problem<'_>,
+    part: &TokenPart,
+    kept: Option<Vec<&mut [MaybeUninit<f32>]>>,
+    output: &mut [f32],
+) {
     let mut scratch = Scratch::default();
     let first_token = part.tokens.start;
     let mut kept = kept.map(Vec::into_iter);
@@ -73,15 +81,15 @@ pub(super) fn blocks(segment: &Segment) -> impl Iterator<Item = Segment> + use<>
 }
 
 /// Leaves `gate * activation(..) W_out` of the block's rows in `scratch.output`.
-fn forward_block(problem: &Problem<'_>, block: &Segment, kept: Option<&mut [f32]>, scratch: &mut Scratch) {
+fn forward_block(problem: &Problem<'_>, block: &Segment, kept: Option<&mut [MaybeUninit<f32>]>, scratch: &mut Scratch) {
     let (n, d, f, c) = (block.rows.len(), problem.d_model, problem.d_hidden, problem.columns());
     gather(problem.tokens, d, 0..d, &problem.plan.token_of_row[block.rows.clone()], &mut scratch.tokens);
     problem.gates_of(block.rows.clone(), &mut scratch.gates);
 
-    let z = kept.unwrap_or_else(|| resize(&mut scratch.pre_activation, n * c));
-    let onto = start_with(problem.b_in(block.expert), z);
-    let tokens = Mat::new(&scratch.tokens, n, d);
-    gemm(MatMut::new(z, n, c), onto, tokens, Mat::new(problem.w_in(block.expert), d, c));
+    scratch.pre_activation.clear();
+    scratch.pre_activation.reserve(n * c);
+    let z = kept.unwrap_or_else(|| &mut scratch.pre_activation.spare_capacity_mut()[..n * c]);
+    let z = first_product(z, &scratch.tokens, problem.w_in(block.expert), problem.b_in(block.expert), [n, d, c]);
 
     let hidden = resize(&mut scratch.hidden, n * f);
     gated_values(problem.activation, z, &scratch.gates, hidden, f);
@@ -89,13 +97,19 @@ fn forward_block(problem: &Problem<'_>, block: &Segment, kept: Option<&mut [f32]
     gemm(output, Onto::Overwrite, Mat::new(hidden, n, f), Mat::new(problem.w_out(block.expert), f, d));
 }
 
-/// Fills `rows` with the bias, if there is one, and says what a product does there.
-fn start_with(bias: Option<&[f32]>, rows: &mut [f32]) -> Onto {
-    let Some(bias) = bias else { return Onto::Overwrite };
-    for row in rows.chunks_exact_mut(bias.len()) {
-        row.copy_from_slice(bias);
-    }
-    Onto::Add
+/// `tokens W_in + b_in` in the slots `[n, C]`.
+fn first_product<'a>(
+    slots: &'a mut [MaybeUninit<f32>],
+    tokens: &[f32],
+    w_in: &[f32],
+    b_in: Option<&[f32]>,
+    [n, d, c]: [usize; 3],
+) -> &'a mut [f32] {
+    let (tokens, w_in) = (Mat::new(tokens, n, d), Mat::new(w_in, d, c));
+    let Some(bias) = b_in else { return gemm_unset(slots, tokens, w_in) };
+    let rows = repeat(slots, bias);
+    gemm(MatMut::new(rows, n, c), Onto::Add, tokens, w_in);
+    rows
 }
 
 /// Adds each row `[D]` to its token; `output` starts at `first_token`.

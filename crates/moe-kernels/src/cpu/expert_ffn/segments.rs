@@ -45,14 +45,14 @@ fn rows_within(plan: &HostPlan, expert: usize, tokens: &Range<usize>) -> Range<u
 }
 
 /// Cuts `buffer`, rows of `width` numbers, along the segments of all parts: the result has the parts' shape.
-pub(super) fn cut<'a>(mut buffer: &'a mut [f32], width: usize, parts: &[TokenPart]) -> Vec<Vec<&'a mut [f32]>> {
+pub(super) fn cut<'a, T>(mut buffer: &'a mut [T], width: usize, parts: &[TokenPart]) -> Vec<Vec<&'a mut [T]>> {
     let mut order: Vec<(usize, &Segment)> = Vec::new();
     for (i, part) in parts.iter().enumerate() {
         order.extend(part.segments.iter().map(|segment| (i, segment)));
     }
     order.sort_by_key(|(_, segment)| segment.rows.start);
 
-    let mut pieces: Vec<Vec<&mut [f32]>> = parts.iter().map(|part| Vec::with_capacity(part.segments.len())).collect();
+    let mut pieces: Vec<Vec<&mut [T]>> = parts.iter().map(|part| Vec::with_capacity(part.segments.len())).collect();
     for (i, segment) in order {
         let (piece, rest) = buffer.split_at_mut(segment.rows.len() * width);
         pieces[i].push(piece);

@@ -1,11 +1,13 @@
 //! Second pass of the backward: the gradients of the experts' own parameters.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::{Needs, Problem, gather};
-use crate::cpu::gemm::{Mat, MatMut, Onto, gemm};
+use crate::cpu::gemm::{Mat, gemm_unset};
+use crate::cpu::unset::{Unset, fill};
 
 /// Gradients of the parameters, in their shapes; empty where not wanted.
 pub(super) struct WeightGradients {
@@ -31,7 +33,7 @@ struct Share<'a> {
     matrix: Matrix,
     expert: usize,
     range: Range<usize>,
-    out: &'a mut [f32],
+    out: &'a mut [MaybeUninit<f32>],
 }
 
 /// Buffers of one thread.
@@ -50,31 +52,35 @@ pub(super) fn weights_pass(
     needs: Needs,
 ) -> WeightGradients {
     let (d, f, c) = (problem.d_model, problem.d_hidden, problem.columns());
-    let mut w_in = vec![0.0; if needs.w_in { problem.w_in.len() } else { 0 }];
-    let mut w_out = vec![0.0; if needs.w_out { problem.w_out.len() } else { 0 }];
+    let w_in_len = if needs.w_in { problem.w_in.len() } else { 0 };
+    let w_out_len = if needs.w_out { problem.w_out.len() } else { 0 };
+    let (mut w_in, mut w_out) = (Unset::new(w_in_len), Unset::new(w_out_len));
     let mut work = Vec::new();
-    push_shares(problem, Matrix::In, [d, c], &mut w_in, &mut work);
-    push_shares(problem, Matrix::Out, [f, d], &mut w_out, &mut work);
+    push_shares(problem, Matrix::In, [d, c], w_in.slots(w_in_len), &mut work);
+    push_shares(problem, Matrix::Out, [f, d], w_out.slots(w_out_len), &mut work);
     work.into_par_iter().for_each_init(Scratch::default, |scratch, share| match share.matrix {
         Matrix::In => w_in_share(problem, grad_z, share, scratch),
         Matrix::Out => w_out_share(problem, hidden, grad, share, scratch),
     });
-    let (b_in, b_out) = (b_in(problem, grad_z), b_out(problem, grad));
-    WeightGradients { w_in, w_out, b_in, b_out }
+    // SAFETY: the shares of a busy expert cover its matrix, and each was overwritten with a product; the matrix of an
+    // idle expert was filled with zeros.
+    let (w_in, w_out) = unsafe { (w_in.assume_set(w_in_len), w_out.assume_set(w_out_len)) };
+    WeightGradients { w_in, w_out, b_in: b_in(problem, grad_z), b_out: b_out(problem, grad) }
 }
 
-/// Divides `stack`, matrices of `height` rows one for each expert, into shares; idle experts keep their zeros.
+/// Divides `stack`, matrices of `height` rows one for each expert, into shares; those of idle experts become zero.
 fn push_shares<'a>(
     problem: &Problem<'_>,
     matrix: Matrix,
     [height, width]: [usize; 2],
-    stack: &'a mut [f32],
+    stack: &'a mut [MaybeUninit<f32>],
     work: &mut Vec<Share<'a>>,
 ) {
     let threads = rayon::current_num_threads();
     for (expert, mut rest) in stack.chunks_exact_mut(height * width).enumerate() {
         let load = problem.plan.rows_of(expert).len();
         if load == 0 {
+            fill(rest, 0.0);
             continue;
         }
         let wanted = (load * SHARES_PER_THREAD * threads).div_ceil(problem.plan.num_rows());
@@ -95,7 +101,7 @@ fn w_in_share(problem: &Problem<'_>, grad_z: &[f32], share: Share<'_>, scratch: 
     gather(problem.tokens, d, share.range, &problem.plan.token_of_row[served.clone()], &mut scratch.gathered);
     let tokens = Mat::new(&scratch.gathered, served.len(), height);
     let grad_z = Mat::new(&grad_z[served.start * c..served.end * c], served.len(), c);
-    gemm(MatMut::new(share.out, height, c), Onto::Overwrite, tokens.t(), grad_z);
+    gemm_unset(share.out, tokens.t(), grad_z);
 }
 
 /// `(gate * a)^T dy`, rows `range` of `[F, D]`.
@@ -106,7 +112,7 @@ fn w_out_share(problem: &Problem<'_>, hidden: &[f32], grad: &[f32], share: Share
     let hidden = &hidden[served.start * f + share.range.start..];
     let hidden = Mat::strided(hidden, served.len(), height, f);
     let grad = Mat::new(&scratch.gathered, served.len(), d);
-    gemm(MatMut::new(share.out, height, d), Onto::Overwrite, hidden.t(), grad);
+    gemm_unset(share.out, hidden.t(), grad);
 }
 
 /// Sum of `dz` over the rows of each expert, `[E, C]`.
