@@ -13,6 +13,7 @@
 //! | [`swiglu`] | `silu(gate) * up` in one op | saves its input only |
 //! | [`gelu`] | `x * cdf(x)`, exact | exact (burn 0.21's own is that of the tanh approximation on most backends) |
 //! | [`combine_rows`] | gather and a gate-weighted sum over `K` | gather; row-wise dot for the gates |
+//! | [`expert_ffn`] | all of it between the router and the residual in one op | keeps the pre-activation only |
 //!
 //! No step adds into memory in an order that depends on scheduling, so two runs give the same bits on a backend
 //! whose own ops do.

@@ -17,6 +17,17 @@ pub trait MoeBackend: Backend {
         portable::top_k_indices::<Self>(scores, k)
     }
 
+    /// The scores `[T, K]` at `indices` `[T, K]` of the rows of `scores` `[T, E]`.
+    fn moe_top_k_values(scores: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
+        Self::float_gather(1, scores, indices)
+    }
+
+    /// Gradient of [`moe_top_k_values`](Self::moe_top_k_values): `[T, K]` to `[T, E]`, without a scatter. Indices are
+    /// distinct within a row.
+    fn moe_top_k_backward(grad: FloatTensor<Self>, indices: IntTensor<Self>, num_experts: usize) -> FloatTensor<Self> {
+        portable::top_k_backward::<Self>(grad, indices, num_experts)
+    }
+
     /// Counting sort, stable, of the slots `[T, K]` by expert. See [`ExpertPlan::new`].
     fn moe_plan(experts: IntTensor<Self>, num_experts: usize) -> ExpertPlan<Self> {
         portable::plan::<Self>(experts, num_experts)

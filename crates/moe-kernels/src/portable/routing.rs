@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::wrap;
+use super::{unwrap, wrap};
 use crate::ExpertPlan;
 use crate::host_plan::HostPlan;
 
@@ -37,6 +37,23 @@ fn push_best(row: &[f64], k: usize, chosen: &mut Vec<i32>) {
             chosen.truncate(start + k);
         }
     }
+}
+
+/// Column `e` of the gradient is that of the slot that chose `e`, or zero: one comparison per slot and expert.
+pub(crate) fn top_k_backward<B: Backend>(
+    grad: FloatTensor<B>,
+    indices: IntTensor<B>,
+    num_experts: usize,
+) -> FloatTensor<B> {
+    let (grad, indices) = (wrap::<B, 2>(grad), Tensor::<B, 2, Int>::from_primitive(indices));
+    let [num_tokens, top_k] = grad.dims();
+    let shape = [num_tokens, num_experts];
+    let columns = Tensor::<B, 1, Int>::arange(0..num_experts as i64, &grad.device()).unsqueeze::<2>().expand(shape);
+    let of_slot = |k: usize| {
+        let elsewhere = indices.clone().narrow(1, k, 1).expand(shape).not_equal(columns.clone());
+        grad.clone().narrow(1, k, 1).expand(shape).mask_fill(elsewhere, 0.0)
+    };
+    unwrap((1..top_k).fold(of_slot(0), |sum, k| sum + of_slot(k)))
 }
 
 pub(crate) fn plan<B: Backend>(experts: IntTensor<B>, num_experts: usize) -> ExpertPlan<B> {

@@ -4,6 +4,7 @@
 //! does, so that gradient checkpointing can recompute it.
 
 mod expert_ffn;
+mod top_k;
 
 use burn_autodiff::Autodiff;
 use burn_autodiff::NodeId;
@@ -19,6 +20,10 @@ use crate::{ExpertPlan, FfnWeights, MoeBackend};
 impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
     fn moe_top_k_indices(scores: FloatTensor<Self>, k: usize) -> IntTensor<Self> {
         B::moe_top_k_indices(scores.primitive, k)
+    }
+
+    fn moe_top_k_values(scores: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
+        top_k::values::<B, C>(scores, indices)
     }
 
     fn moe_plan(experts: IntTensor<Self>, num_experts: usize) -> ExpertPlan<Self> {

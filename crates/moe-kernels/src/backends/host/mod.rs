@@ -3,6 +3,7 @@
 pub(super) mod activation;
 pub(super) mod expert_ffn;
 mod ops;
+pub(super) mod top_k;
 
 pub(super) use ops::host_ops;
 

@@ -3,6 +3,21 @@
 /// The methods, to be called inside an `impl MoeBackend for ..` of a [`HostBackend`](super::HostBackend).
 macro_rules! host_ops {
     () => {
+        fn moe_top_k_indices(
+            scores: burn::tensor::ops::FloatTensor<Self>,
+            k: usize,
+        ) -> burn::tensor::ops::IntTensor<Self> {
+            $crate::backends::host::top_k::indices::<Self>(scores, k)
+        }
+
+        fn moe_top_k_backward(
+            grad: burn::tensor::ops::FloatTensor<Self>,
+            indices: burn::tensor::ops::IntTensor<Self>,
+            num_experts: usize,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::top_k::backward::<Self>(grad, indices, num_experts)
+        }
+
         fn moe_expert_ffn(
             tokens: burn::tensor::ops::FloatTensor<Self>,
             gates: burn::tensor::ops::FloatTensor<Self>,
