@@ -47,6 +47,8 @@
 mod backends;
 #[cfg(feature = "flex")]
 mod cpu;
+#[cfg(feature = "cube")]
+pub mod cube;
 mod functions;
 mod ops;
 mod plan;

@@ -5,5 +5,7 @@ mod autodiff;
 mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "cube")]
+mod fusion;
 #[cfg(feature = "ndarray")]
 mod ndarray;
