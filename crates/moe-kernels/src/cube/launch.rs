@@ -12,7 +12,7 @@ use burn_cubecl::tensor::CubeTensor;
 /// Units of a cube in kernels that do not say otherwise: several planes on every device, and below every limit.
 pub(super) const UNITS: usize = 256;
 
-/// Elements of a vector, where sizes allow one: 16 bytes of f32, the widest access of a GPU.
+/// Elements of a vector, where sizes allow one: 16 bytes of f32, the widest access of most GPUs.
 const VECTOR: usize = 4;
 
 /// The matrix with columns side by side; rows may be padded, as CUDA's allocations are.
@@ -46,14 +46,20 @@ pub(super) fn one_unit_each<R: CubeRuntime>(client: &ComputeClient<R>, items: us
 
 /// Elements that one access may take: a vector when it divides every row and every step from row to row.
 pub(super) fn vector_size<R: CubeRuntime>(tensors: &[&CubeTensor<R>]) -> usize {
-    let whole = |tensor: &CubeTensor<R>| {
+    vector_size_up_to(VECTOR, tensors)
+}
+
+/// [`vector_size`] with vectors of at most `most` elements.
+pub(super) fn vector_size_up_to<R: CubeRuntime>(most: usize, tensors: &[&CubeTensor<R>]) -> usize {
+    let whole = |tensor: &CubeTensor<R>, size: usize| {
         let (shape, strides) = (tensor.meta.shape(), tensor.meta.strides());
         let last = shape.num_dims() - 1;
-        let supported = tensor.client.io_optimized_vector_sizes(tensor.dtype.size()).any(|size| size == VECTOR);
-        let steps = strides.iter().take(last).all(|stride| stride.is_multiple_of(VECTOR));
-        supported && shape[last].is_multiple_of(VECTOR) && steps
+        let supported = tensor.client.io_optimized_vector_sizes(tensor.dtype.size()).any(|s| s == size);
+        let steps = strides.iter().take(last).all(|stride| stride.is_multiple_of(size));
+        supported && shape[last].is_multiple_of(size) && steps
     };
-    if tensors.iter().all(|tensor| whole(tensor)) { VECTOR } else { 1 }
+    let mut sizes = [8, 4].into_iter().filter(|&size| size <= most);
+    sizes.find(|&size| tensors.iter().all(|tensor| whole(tensor, size))).unwrap_or(1)
 }
 
 /// The widest address any of the tensors needs.

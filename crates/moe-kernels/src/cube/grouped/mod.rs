@@ -3,6 +3,7 @@
 //! One family of kernels, driven by offsets that stay on the device. [`product()`] chooses; [`launch`] runs the
 //! kernel it is told to.
 
+mod cmma;
 mod error;
 mod matrix_tile;
 mod naive;
@@ -11,6 +12,7 @@ mod strategy;
 mod tile_map;
 mod tile_shape;
 mod tiled;
+mod window;
 
 pub use error::GroupedError;
 pub use matrix_tile::{Fragment, MatrixTile};
@@ -53,7 +55,7 @@ pub fn launch<R: CubeRuntime>(operands: Operands<R>, kernel: &Kernel) -> Result<
     match *kernel {
         Kernel::Naive => naive::launch(operands, &output),
         Kernel::Tiled(tile) => tiled::launch(operands, &output, tile),
-        Kernel::Cmma(_) => unreachable!(),
+        Kernel::Cmma(tile) => cmma::launch(operands, &output, tile),
     }
     Ok(output)
 }

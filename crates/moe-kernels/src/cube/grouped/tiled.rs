@@ -10,6 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, cubecl};
 
 use super::tile_map::tile_map;
+use super::window::{Window, read};
 use super::{Operands, Product, TileShape};
 use crate::cube::launch::{accumulator, address_type, cube_count, storage, vector_size};
 
@@ -42,23 +43,6 @@ pub(super) fn launch<R: CubeRuntime>(operands: Operands<R>, output: &CubeTensor<
             );
         }
     }
-}
-
-/// Where the tile of one operand lies. `x` is the row of the tile's product for the left operand and the column for
-/// the right one.
-#[derive(CubeType, Clone)]
-struct Window {
-    /// Scalar at `x = 0`, `k = 0`.
-    base: usize,
-    /// Scalars from one line to the next.
-    stride: usize,
-    /// First `x` of the tile.
-    begin: usize,
-    /// Where `x` ends.
-    end: usize,
-    /// Whether a line goes along `k`, and not along `x`.
-    #[cube(comptime)]
-    along_k: bool,
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -202,23 +186,6 @@ fn load<F: Float, N: Size>(
             target[line * comptime!(pitch(extent)) + part] = row;
         }
     }
-}
-
-/// The vector at `position` of `line`, or zeros beyond either end. A vector is inside whole: ends are multiples of it.
-#[cube]
-fn read<F: Float, N: Size>(
-    source: &Tensor<Vector<F, N>>,
-    window: &Window,
-    line: usize,
-    line_end: usize,
-    position: usize,
-    end: usize,
-) -> Vector<F, N> {
-    let mut value = Vector::<F, N>::new(F::new(0.0));
-    if line < line_end && position < end {
-        value = source[(window.base + line * window.stride + position) / N::value()];
-    }
-    value
 }
 
 /// Lines of a unit's block lie in groups of `WIDE`, groups of one unit as far apart as there are units: without that,
