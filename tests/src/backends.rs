@@ -102,6 +102,18 @@ macro_rules! on_every_backend {
     };
 }
 
+/// [`on_every_backend!`], and once more without Fusion where a backend has it.
+#[macro_export]
+macro_rules! on_every_backend_and_unfused {
+    ($($name:ident),+ $(,)?) => {
+        $crate::on_every_backend!($($name),+);
+        #[cfg(feature = "wgpu")]
+        mod wgpu_unfused { $(#[test] fn $name() { super::$name::<$crate::WgpuUnfused>(&$crate::wgpu_device()) })+ }
+        #[cfg(feature = "cuda")]
+        mod cuda_unfused { $(#[test] fn $name() { super::$name::<$crate::CudaUnfused>(&Default::default()) })+ }
+    };
+}
+
 /// One test per named function `name::<R>(device)`, generic over the CubeCL runtime, and enabled runtime.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[macro_export]

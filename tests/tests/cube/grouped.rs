@@ -1,12 +1,13 @@
-//! Every kernel of the grouped product against the naive one, and that one against the loop.
+//! Every kernel of the grouped product, each by name, against the loop over rows.
 
+use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, ops::into_data_sync};
-use moe_kernels::cube::grouped::{Kernel, Limits, Operands, Product, TileShape, check, launch};
+use moe_kernels::cube::grouped::{Kernel, Limits, MatrixTile, Operands, Product, TileShape, check, launch, tuned};
 use moe_kernels::reference;
-use moe_tests::{assert_close, on_unfused_cube, random};
+use moe_tests::{ABSOLUTE, RELATIVE, assert_close, on_unfused_cube, random};
 
 type Plain<R> = CubeBackend<R, f32, i32, u32>;
 
@@ -26,8 +27,6 @@ const LOADS: &[Load] = &[
 ];
 
 const PRODUCTS: [Product; 3] = [Product::Plain, Product::Transposed, Product::Outer];
-
-const TILES: [TileShape; 3] = [TileShape::SMALL, TileShape::MEDIUM, TileShape::LARGE];
 
 impl Load {
     fn num_rows(&self) -> usize {
@@ -59,10 +58,11 @@ impl Load {
         }
     }
 
-    /// The product by the loop over rows, in f64.
-    fn expected(&self, product: Product) -> Vec<f64> {
-        let [lhs, rhs] = self.shapes(product).map(|shape| shape.iter().product());
-        let (lhs, rhs) = (random(lhs, 1), random(rhs, 2));
+    /// The product of the rounded operands by the loop over rows, in f64.
+    fn expected(&self, product: Product, dtype: DType) -> Vec<f64> {
+        let [lhs, rhs] = self.shapes(product);
+        let [lhs, rhs] =
+            [(lhs, 1), (rhs, 2)].map(|(shape, seed)| data(&shape, seed, dtype).iter().collect::<Vec<f64>>());
         let experts: Vec<usize> = (self.rows.iter().enumerate()).flat_map(|(e, &rows)| vec![e; rows]).collect();
         let (weights, rows) =
             (vec![0.0; self.rows.len() * self.d_in * self.d_out], vec![0.0; experts.len() * self.d_in]);
@@ -78,50 +78,120 @@ impl Load {
 }
 
 fn floats<R: CubeRuntime>(shape: &[usize], seed: u64, dtype: DType, device: &R::Device) -> CubeTensor<R> {
-    let data = TensorData::new(random(shape.iter().product(), seed), shape.to_vec()).convert_dtype(dtype);
-    Plain::<R>::float_from_data(data, device)
+    Plain::<R>::float_from_data(data(shape, seed, dtype), device)
+}
+
+fn data(shape: &[usize], seed: u64, dtype: DType) -> TensorData {
+    TensorData::new(random(shape.iter().product(), seed), shape.to_vec()).convert_dtype(dtype)
 }
 
 fn host<R: CubeRuntime>(tensor: CubeTensor<R>) -> Vec<f64> {
     into_data_sync(tensor).iter::<f64>().collect()
 }
 
+/// Largest relative error of rounding to `dtype`, with room for the sum in f32.
+fn rounding(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 1.02 / 2048.0,
+        DType::BF16 => 1.02 / 256.0,
+        _ => RELATIVE,
+    }
+}
+
+/// What of the types the device computes with.
+fn types<R: CubeRuntime>(device: &R::Device) -> Vec<DType> {
+    let supported = |dtype: &DType| Plain::<R>::supports_dtype(device, *dtype);
+    [DType::F32, DType::F16, DType::BF16].into_iter().filter(supported).collect()
+}
+
+/// Every kernel the device can run on these operands.
+fn kernels<R: CubeRuntime>(operands: &Operands<R>) -> Vec<Kernel> {
+    let problem = operands.problem();
+    let limits = Limits::of(&operands.lhs.client, problem.dtype);
+    let tiles = [TileShape::SMALL, TileShape::MEDIUM, TileShape::LARGE].map(Kernel::Tiled);
+    let matrix = [MatrixTile::SMALL, MatrixTile::MEDIUM, MatrixTile::LARGE].map(Kernel::Cmma);
+    let all = [Kernel::Naive].into_iter().chain(tiles).chain(matrix);
+    all.filter(|kernel| check(kernel, &problem, &limits).is_ok()).collect()
+}
+
 on_unfused_cube!(
-    the_naive_kernel_matches_the_loop,
-    every_tile_shape_gives_the_bits_of_every_other,
-    tiles_match_the_naive_kernel,
+    every_kernel_matches_the_loop,
+    the_tile_shape_does_not_change_a_bit,
+    two_launches_give_the_same_bits,
+    tuning_changes_the_time_only,
+    rows_with_gaps_are_read_in_place,
 );
 
-fn the_naive_kernel_matches_the_loop<R: CubeRuntime>(device: &R::Device) {
-    for load in LOADS {
-        for product in PRODUCTS {
-            let output = launch(load.operands::<R>(product, DType::F32, device), &Kernel::Naive).unwrap();
-            assert_close(&format!("{}, {product:?}", load.name), &host(output), &load.expected(product));
+fn every_kernel_matches_the_loop<R: CubeRuntime>(device: &R::Device) {
+    for dtype in types::<R>(device) {
+        for (load, product) in LOADS.iter().flat_map(|load| PRODUCTS.map(|product| (load, product))) {
+            let operands = load.operands::<R>(product, dtype, device);
+            let expected = load.expected(product, dtype);
+            for kernel in kernels(&operands) {
+                let output = host(launch(operands.clone(), &kernel).unwrap());
+                let what = format!("{}, {product:?}, {dtype:?}, {kernel:?}", load.name);
+                assert_within(&what, &output, &expected, rounding(dtype));
+            }
         }
     }
 }
 
-fn tiles_match_the_naive_kernel<R: CubeRuntime>(device: &R::Device) {
-    for load in LOADS {
-        for product in PRODUCTS {
-            let operands = load.operands::<R>(product, DType::F32, device);
-            let expected = host(launch(operands.clone(), &Kernel::Naive).unwrap());
-            let output = launch(operands, &Kernel::Tiled(TileShape::SMALL)).unwrap();
-            assert_close(&format!("{}, {product:?}", load.name), &host(output), &expected);
+fn assert_within(what: &str, actual: &[f64], expected: &[f64], relative: f64) {
+    assert_eq!(actual.len(), expected.len(), "{what}: lengths differ");
+    let scale = expected.iter().fold(1.0, |m: f64, e| m.max(e.abs()));
+    for (i, (a, e)) in actual.iter().zip(expected).enumerate() {
+        let allowed = ABSOLUTE * scale + relative * e.abs();
+        assert!((a - e).abs() <= allowed, "{what}[{i}]: got {a}, expected {e}, allowed error {allowed:e}");
+    }
+}
+
+fn the_tile_shape_does_not_change_a_bit<R: CubeRuntime>(device: &R::Device) {
+    for (load, product) in LOADS[..3].iter().flat_map(|load| PRODUCTS.map(|product| (load, product))) {
+        let operands = load.operands::<R>(product, DType::F32, device);
+        let tiled = kernels(&operands).into_iter().filter(|kernel| matches!(kernel, Kernel::Tiled(_)));
+        let mut outputs = tiled.map(|kernel| host(launch(operands.clone(), &kernel).unwrap()));
+        let first = outputs.next().expect("the small tile fits every device");
+        assert!(outputs.all(|output| output == first), "{}, {product:?}", load.name);
+    }
+}
+
+fn two_launches_give_the_same_bits<R: CubeRuntime>(device: &R::Device) {
+    for dtype in types::<R>(device) {
+        let operands = LOADS[2].operands::<R>(Product::Outer, dtype, device);
+        for kernel in kernels(&operands) {
+            let run = || host(launch(operands.clone(), &kernel).unwrap());
+            assert_eq!(run(), run(), "{kernel:?}");
         }
     }
 }
 
-fn every_tile_shape_gives_the_bits_of_every_other<R: CubeRuntime>(device: &R::Device) {
-    for load in &LOADS[..3] {
-        for product in PRODUCTS {
-            let operands = load.operands::<R>(product, DType::F32, device);
-            let limits = Limits::of(&operands.lhs.client, DType::F32);
-            let fitting =
-                TILES.map(Kernel::Tiled).into_iter().filter(|k| check(k, &operands.problem(), &limits).is_ok());
-            let mut outputs = fitting.map(|kernel| host(launch(operands.clone(), &kernel).unwrap()));
-            let first = outputs.next().expect("the small tile fits every device");
-            assert!(outputs.all(|output| output == first), "{}, {product:?}", load.name);
+fn tuning_changes_the_time_only<R: CubeRuntime>(device: &R::Device) {
+    for product in PRODUCTS {
+        let operands = LOADS[0].operands::<R>(product, DType::F32, device);
+        let expected = host(launch(operands.clone(), &Kernel::Tiled(TileShape::SMALL)).unwrap());
+        assert_eq!(host(tuned(operands)), expected, "{product:?}");
+    }
+}
+
+/// A weight of which every second matrix is used, and rows that are columns of a wider matrix.
+fn rows_with_gaps_are_read_in_place<R: CubeRuntime>(device: &R::Device) {
+    let load = &LOADS[0];
+    for product in PRODUCTS {
+        let dense = load.operands::<R>(product, DType::F32, device);
+        let expected = host(launch(dense.clone(), &Kernel::Naive).unwrap());
+        for kernel in kernels(&dense) {
+            let strided =
+                Operands { lhs: widened(dense.lhs.clone()), rhs: widened(dense.rhs.clone()), ..dense.clone() };
+            let output = host(launch(strided, &kernel).unwrap());
+            assert_close(&format!("{product:?}, {kernel:?}"), &output, &expected);
         }
     }
+}
+
+/// The same numbers with strides of a tensor twice as wide.
+fn widened<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
+    let (rank, shape) = (tensor.meta.rank(), tensor.meta.shape().clone());
+    let twice = Plain::<R>::float_cat(vec![tensor.clone(), tensor], rank - 1);
+    let ranges: Vec<_> = (0..rank).map(|dim| (0..shape[dim]).into()).collect();
+    Plain::<R>::float_slice(twice, &ranges)
 }

@@ -1,6 +1,7 @@
-//! The kernels of `moe_kernels::cube`, each against the naive one, on the device of the suite.
+//! The kernels of `moe_kernels::cube`, each by name, on the device of the suite.
 //!
-//! A program of its own: it asks for kernels by name, which no op of a backend does.
+//! A program of its own, since it needs a runtime and not a backend, which makes it quick to build.
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 mod grouped;
+mod strategy;

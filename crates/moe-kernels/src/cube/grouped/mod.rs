@@ -12,6 +12,7 @@ mod strategy;
 mod tile_map;
 mod tile_shape;
 mod tiled;
+mod tune;
 mod window;
 
 pub use error::GroupedError;
@@ -19,18 +20,27 @@ pub use matrix_tile::{Fragment, MatrixTile};
 pub use problem::{Operands, Problem, Product};
 pub use strategy::{Kernel, Limits, candidates, check};
 pub use tile_shape::TileShape;
+pub use tune::tuned;
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
 
-/// Computes the product with the best kernel of the device.
+/// From this many multiplications on, a product is worth trying out every tile shape once.
+const WORTH_TUNING: usize = 1 << 27;
+
+/// Computes the product with the best kernel of the device: the first of [`candidates`], or for a large product the one
+/// that [`tuned`] measures.
 ///
-/// When a kernel cannot be set up, the next of [`candidates`] takes its place; the naive one always can.
+/// When a kernel cannot be set up, the next candidate takes its place; the naive one always can.
 pub fn product<R: CubeRuntime>(operands: Operands<R>) -> CubeTensor<R> {
     let problem = operands.problem();
     let limits = Limits::of(&operands.lhs.client, problem.dtype);
-    let kernels = candidates(&problem, &limits).into_iter();
+    let kernels = candidates(&problem, &limits);
+    if problem.multiplications() >= WORTH_TUNING && kernels[0] != Kernel::Naive {
+        return tuned(operands);
+    }
+    let kernels = kernels.into_iter();
     let mut outputs = kernels.filter_map(|kernel| launch(operands.clone(), &kernel).ok());
     outputs.next().expect("the naive kernel needs nothing of the device")
 }

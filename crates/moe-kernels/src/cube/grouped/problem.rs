@@ -3,11 +3,12 @@
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
+use serde::{Deserialize, Serialize};
 
 use crate::cube::launch::{dims2, empty, flat, rows_in_order};
 
 /// Which of the three grouped products, for a weight `[E, I, O]` and rows sorted by expert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Product {
     /// Rows `[R, I]` times the matrix of their expert: `[R, O]`.
     Plain,
