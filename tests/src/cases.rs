@@ -42,6 +42,15 @@ pub const CASES: &[Case] = &[
     case("many small experts", [24, 32, 6, 6, 2], 32),
 ];
 
+/// Larger than what a GPU's kernels do at once: several blocks of slots, more experts than a block has units, several
+/// tiles for an expert and a ragged last one, nearly all rows with one expert.
+pub const LARGE_CASES: &[Case] = &[
+    case("several blocks of slots", [301, 7, 3, 8, 12], 7),
+    case("more experts than a block", [90, 300, 4, 4, 6], 290),
+    case("several tiles each", [130, 3, 2, 36, 20], 3),
+    case("two experts own all", [97, 9, 2, 19, 35], 2),
+];
+
 impl Case {
     /// Distinct experts for every token, `[T * K]`, out of the busy ones.
     pub fn assignment(&self) -> Vec<usize> {

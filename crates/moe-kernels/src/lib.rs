@@ -49,6 +49,8 @@ mod activation;
 mod backends;
 #[cfg(feature = "cpu")]
 mod cpu;
+#[cfg(feature = "cube")]
+pub mod cube;
 mod ffn;
 mod functions;
 mod host_plan;
