@@ -210,3 +210,44 @@ fn normal_cdf(x: f64) -> f64 {
     }
     0.5 + density * sum
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Central differences in f64: truncation near 1e-10, rounding near 1e-10.
+    const STEP: f64 = 1e-6;
+    const TOLERANCE: f64 = 1e-7;
+
+    /// Numbers in `-1..1` without a pattern.
+    fn numbers(n: usize, seed: usize) -> Vec<f64> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) as f64 * 0.618).sin()).collect()
+    }
+
+    #[test]
+    fn gradients_of_the_oracle_are_those_of_its_values() {
+        for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu] {
+            let (t, d, f, e, c) = (3, 2, 3, 3, activation.columns(3));
+            let lengths = [t * d, t * 2, e * d * c, e * f * d, e * c, e * d];
+            let inputs = std::array::from_fn(|i| numbers(lengths[i], i));
+            let experts = vec![0, 1, 2, 0, 0, 0];
+            let problem = ExpertFfn { d_model: d, d_hidden: f, activation, experts, top_k: 2, inputs };
+            let weight = numbers(t * d, 9);
+            let loss = |problem: &ExpertFfn| -> f64 {
+                expert_ffn(problem, &weight).0.iter().zip(&weight).map(|(y, w)| y * w).sum()
+            };
+            let (_, grads) = expert_ffn(&problem, &weight);
+            for (input, grad) in grads.iter().enumerate() {
+                for (i, grad) in grad.iter().enumerate() {
+                    let moved = |by: f64| {
+                        let mut problem = problem.clone();
+                        problem.inputs[input][i] += by;
+                        loss(&problem)
+                    };
+                    let numeric = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                    assert!((grad - numeric).abs() <= TOLERANCE, "{activation:?} {input} {i}: {grad} {numeric}");
+                }
+            }
+        }
+    }
+}

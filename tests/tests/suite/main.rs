@@ -7,3 +7,5 @@ mod model;
 
 #[cfg(feature = "flex")]
 mod kernels_panics;
+#[cfg(feature = "flex")]
+mod low_precision;
