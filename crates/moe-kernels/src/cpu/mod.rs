@@ -8,5 +8,5 @@ mod gemm;
 mod top_k;
 pub(crate) mod unset;
 
-pub(crate) use activation::{swiglu, swiglu_backward};
+pub(crate) use activation::{gelu, gelu_backward, swiglu, swiglu_backward};
 pub(crate) use top_k::{top_k, top_k_backward};
