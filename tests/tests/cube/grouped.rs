@@ -52,6 +52,7 @@ impl Load {
         let offsets = Tensor::<Plain<R>, 1, Int>::from_data(offsets.as_slice(), device);
         Operands {
             product,
+            rows: self.num_rows(),
             lhs: floats::<R>(&lhs, 1, dtype, device),
             rhs: floats::<R>(&rhs, 2, dtype, device),
             offsets: offsets.into_primitive(),
