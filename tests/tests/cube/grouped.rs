@@ -20,7 +20,7 @@ struct Load {
 }
 
 const LOADS: &[Load] = &[
-    Load { name: "several tiles each", rows: &[70, 64, 33], d_in: 36, d_out: 72 },
+    Load { name: "several tiles each", rows: &[70, 64, 33], d_in: 40, d_out: 72 },
     Load { name: "one expert owns all", rows: &[0, 150, 0], d_in: 20, d_out: 8 },
     Load { name: "skewed, odd sizes", rows: &[1, 0, 131, 2], d_in: 19, d_out: 35 },
     Load { name: "many small experts", rows: &[3; 20], d_in: 40, d_out: 33 },
