@@ -4,4 +4,5 @@
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 mod grouped;
+mod plan;
 mod strategy;
