@@ -5,4 +5,6 @@
 
 mod grouped;
 mod plan;
+mod rows;
 mod strategy;
+mod support;
