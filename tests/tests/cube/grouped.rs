@@ -1,15 +1,14 @@
 //! Every kernel of the grouped product, each by name, against the loop over rows.
 
-use burn::tensor::backend::Backend;
+use burn::tensor::DType;
 use burn::tensor::ops::FloatTensorOps;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::{CubeBackend, CubeRuntime, ops::into_data_sync};
 use moe_kernels::cube::grouped::{Kernel, Limits, MatrixTile, Operands, Product, TileShape, check, launch, tuned};
 use moe_kernels::reference;
-use moe_tests::{ABSOLUTE, RELATIVE, assert_close, on_unfused_cube, random};
+use moe_tests::{assert_close, on_unfused_cube};
 
-type Plain<R> = CubeBackend<R, f32, i32, u32>;
+use crate::support::{Plain, assert_within, data, floats, host, ints, rounding, types};
 
 /// Rows of each expert and the sizes of its matrix.
 struct Load {
@@ -20,7 +19,7 @@ struct Load {
 }
 
 const LOADS: &[Load] = &[
-    Load { name: "several tiles each", rows: &[70, 64, 33], d_in: 36, d_out: 72 },
+    Load { name: "several tiles each", rows: &[70, 64, 33], d_in: 40, d_out: 72 },
     Load { name: "one expert owns all", rows: &[0, 150, 0], d_in: 20, d_out: 8 },
     Load { name: "skewed, odd sizes", rows: &[1, 0, 131, 2], d_in: 19, d_out: 35 },
     Load { name: "many small experts", rows: &[3; 20], d_in: 40, d_out: 33 },
@@ -45,16 +44,16 @@ impl Load {
 
     fn operands<R: CubeRuntime>(&self, product: Product, dtype: DType, device: &R::Device) -> Operands<R> {
         let [lhs, rhs] = self.shapes(product);
-        let mut offsets = vec![0i32];
+        let mut offsets = vec![0];
         for &rows in self.rows {
-            offsets.push(offsets[offsets.len() - 1] + rows as i32);
+            offsets.push(offsets[offsets.len() - 1] + rows);
         }
-        let offsets = Tensor::<Plain<R>, 1, Int>::from_data(offsets.as_slice(), device);
         Operands {
             product,
+            rows: self.num_rows(),
             lhs: floats::<R>(&lhs, 1, dtype, device),
             rhs: floats::<R>(&rhs, 2, dtype, device),
-            offsets: offsets.into_primitive(),
+            offsets: ints::<R>(&offsets, &[offsets.len()], device),
         }
     }
 
@@ -75,33 +74,6 @@ impl Load {
             Product::Outer => grads(&lhs, &weights, &rhs).1,
         }
     }
-}
-
-fn floats<R: CubeRuntime>(shape: &[usize], seed: u64, dtype: DType, device: &R::Device) -> CubeTensor<R> {
-    Plain::<R>::float_from_data(data(shape, seed, dtype), device)
-}
-
-fn data(shape: &[usize], seed: u64, dtype: DType) -> TensorData {
-    TensorData::new(random(shape.iter().product(), seed), shape.to_vec()).convert_dtype(dtype)
-}
-
-fn host<R: CubeRuntime>(tensor: CubeTensor<R>) -> Vec<f64> {
-    into_data_sync(tensor).iter::<f64>().collect()
-}
-
-/// Largest relative error of rounding to `dtype`, with room for the sum in f32.
-fn rounding(dtype: DType) -> f64 {
-    match dtype {
-        DType::F16 => 1.02 / 2048.0,
-        DType::BF16 => 1.02 / 256.0,
-        _ => RELATIVE,
-    }
-}
-
-/// What of the types the device computes with.
-fn types<R: CubeRuntime>(device: &R::Device) -> Vec<DType> {
-    let supported = |dtype: &DType| Plain::<R>::supports_dtype(device, *dtype);
-    [DType::F32, DType::F16, DType::BF16].into_iter().filter(supported).collect()
 }
 
 /// Every kernel the device can run on these operands.
@@ -133,15 +105,6 @@ fn every_kernel_matches_the_loop<R: CubeRuntime>(device: &R::Device) {
                 assert_within(&what, &output, &expected, rounding(dtype));
             }
         }
-    }
-}
-
-fn assert_within(what: &str, actual: &[f64], expected: &[f64], relative: f64) {
-    assert_eq!(actual.len(), expected.len(), "{what}: lengths differ");
-    let scale = expected.iter().fold(1.0, |m: f64, e| m.max(e.abs()));
-    for (i, (a, e)) in actual.iter().zip(expected).enumerate() {
-        let allowed = ABSOLUTE * scale + relative * e.abs();
-        assert!((a - e).abs() <= allowed, "{what}[{i}]: got {a}, expected {e}, allowed error {allowed:e}");
     }
 }
 

@@ -4,4 +4,7 @@
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 mod grouped;
+mod plan;
+mod rows;
 mod strategy;
+mod support;

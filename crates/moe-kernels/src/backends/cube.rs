@@ -106,5 +106,5 @@ where
     I: IntElement,
     BT: BoolElement,
 {
-    Operands { product, lhs, rhs, offsets: plan.offsets.clone().into_primitive() }
+    Operands { product, rows: plan.num_rows(), lhs, rhs, offsets: plan.offsets.clone().into_primitive() }
 }

@@ -36,11 +36,11 @@ pub fn swiglu<R: CubeRuntime>(input: CubeTensor<R>) -> CubeTensor<R> {
 
 /// Gradient of [`swiglu`]: `input` `[R, 2F]`, `grad` `[R, F]`, to `[R, 2F]`.
 pub fn swiglu_backward<R: CubeRuntime>(input: CubeTensor<R>, grad: CubeTensor<R>) -> CubeTensor<R> {
-    let (shape, dtype) = (dims2(&input), input.dtype);
-    let output = empty(&input, shape, dtype);
+    let ([rows, width], dtype) = (dims2(&input), input.dtype);
+    let output = empty(&input, [rows, width], dtype);
     let (input, grad) = (rows_in_order(input), rows_in_order(grad));
     let vector = vector_size(&[&input, &grad, &output]);
-    let items = grad.meta.num_elements() / vector;
+    let items = rows * width / 2 / vector;
     if items == 0 {
         return output;
     }

@@ -1,4 +1,6 @@
 //! From tokens to sorted rows and back: gathers, and sums over `K` in the order of `k`.
+//!
+//! `T` and `R` are those of the plan: where there are none, burn's broadcasts on CubeCL make a gradient of one row.
 
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
@@ -61,8 +63,8 @@ fn sum_over_k<R: CubeRuntime>(
     row_of_slot: CubeTensor<R>,
     top_k: usize,
 ) -> CubeTensor<R> {
-    let ([num_rows, width], dtype) = (dims2(&rows), rows.dtype);
-    let output = empty(&rows, [num_rows / top_k, width], dtype);
+    let ([_, width], dtype) = (dims2(&rows), rows.dtype);
+    let output = empty(&rows, [row_of_slot.meta.num_elements() / top_k, width], dtype);
     let (rows, index, weighted) = (rows_in_order(rows), flat(row_of_slot), gates.is_some());
     let vector = vector_size(&[&rows, &output]);
     let items = output.meta.num_elements() / vector;
@@ -133,10 +135,10 @@ pub fn combine_backward_gates<R: CubeRuntime>(
     row_of_slot: CubeTensor<R>,
     top_k: usize,
 ) -> CubeTensor<R> {
-    let ([num_tokens, _], dtype) = (dims2(&grad), grad.dtype);
-    let output = empty(&grad, [num_tokens, top_k], dtype);
+    let (slots, dtype) = (row_of_slot.meta.num_elements(), grad.dtype);
+    let output = empty(&grad, [slots / top_k, top_k], dtype);
     let (grad, rows, index) = (rows_in_order(grad), rows_in_order(rows), flat(row_of_slot));
-    let (vector, slots) = (vector_size(&[&grad, &rows]), num_tokens * top_k);
+    let vector = vector_size(&[&grad, &rows]);
     if slots == 0 {
         return output;
     }

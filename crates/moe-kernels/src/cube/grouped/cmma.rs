@@ -22,7 +22,7 @@ const ALIGNMENT: usize = 32;
 
 pub(super) fn launch<R: CubeRuntime>(operands: Operands<R>, output: &CubeTensor<R>, tile: MatrixTile) {
     let p = operands.problem();
-    let Operands { product, lhs, rhs, offsets } = operands;
+    let Operands { product, lhs, rhs, offsets, .. } = operands;
     let (client, plane) = (&output.client, Limits::of(&output.client, p.dtype).plane);
     let dim = CubeDim::new_2d(plane as u32, tile.planes() as u32);
     let address = address_type(&[&lhs, &rhs, output]);

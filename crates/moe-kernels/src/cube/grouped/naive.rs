@@ -8,7 +8,7 @@ use super::{Operands, Product};
 use crate::cube::launch::{accumulator, address_type, one_unit_each, storage};
 
 pub(super) fn launch<R: CubeRuntime>(operands: Operands<R>, output: &CubeTensor<R>) {
-    let Operands { product, lhs, rhs, offsets } = operands;
+    let Operands { product, lhs, rhs, offsets, .. } = operands;
     let (count, dim) = one_unit_each(&output.client, output.meta.num_elements());
     let address = address_type(&[&lhs, &rhs, output]);
     let types = [storage(lhs.dtype), accumulator(lhs.dtype), storage(offsets.dtype)];

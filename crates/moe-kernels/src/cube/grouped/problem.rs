@@ -47,6 +47,8 @@ impl Problem {
 pub struct Operands<R: CubeRuntime> {
     /// Which product.
     pub product: Product,
+    /// Rows of all experts, `R`. Where it is 0 the operands of rows are not looked at.
+    pub rows: usize,
     /// The left rows: `[R, I]` or, [transposed](Product::Transposed), `[R, O]`.
     pub lhs: CubeTensor<R>,
     /// The weight `[E, I, O]`, or the right rows `[R, O]` of an [outer](Product::Outer) product.
@@ -58,14 +60,14 @@ pub struct Operands<R: CubeRuntime> {
 impl<R: CubeRuntime> Operands<R> {
     /// The sizes of this product.
     pub fn problem(&self) -> Problem {
-        let ([rows, lhs_width], rhs) = (dims2(&self.lhs), self.rhs.meta.shape());
+        let ([_, lhs_width], rhs) = (dims2(&self.lhs), self.rhs.meta.shape());
         let width = match self.product {
             Product::Plain => rhs[2],
             Product::Transposed => rhs[1],
             Product::Outer => rhs[1],
         };
         let experts = self.offsets.meta.num_elements() - 1;
-        Problem { product: self.product, rows, experts, lhs_width, width, dtype: self.lhs.dtype }
+        Problem { product: self.product, rows: self.rows, experts, lhs_width, width, dtype: self.lhs.dtype }
     }
 
     /// Uninitialised output.
@@ -79,7 +81,7 @@ impl<R: CubeRuntime> Operands<R> {
 
     /// The same operands in layouts that kernels read.
     pub(super) fn readable(self) -> Self {
-        let Self { product, lhs, rhs, offsets } = self;
-        Self { product, lhs: rows_in_order(lhs), rhs: rows_in_order(rhs), offsets: flat(offsets) }
+        let Self { product, rows, lhs, rhs, offsets } = self;
+        Self { product, rows, lhs: rows_in_order(lhs), rhs: rows_in_order(rhs), offsets: flat(offsets) }
     }
 }

@@ -20,7 +20,7 @@ type Wide = Const<WIDE>;
 
 pub(super) fn launch<R: CubeRuntime>(operands: Operands<R>, output: &CubeTensor<R>, tile: TileShape) {
     let p = operands.problem();
-    let Operands { product, lhs, rhs, offsets } = operands;
+    let Operands { product, lhs, rhs, offsets, .. } = operands;
     let (client, dim) = (&output.client, CubeDim::new_1d(tile.units() as u32));
     let address = address_type(&[&lhs, &rhs, output]);
     let vector = vector_size(&[&lhs, &rhs, output]);
