@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 
@@ -40,7 +40,7 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// When there is no such program, or no folder for temporary files.
+    /// When there is no such program, when it lacks what the script needs, or there is no folder for temporary files.
     pub(crate) fn start(python: &Path, script: Script) -> Result<Self> {
         let folder = Folder::new()?;
         let (name, text) = script.file();
@@ -55,7 +55,9 @@ impl Peer {
             .map_err(|error| Error::of(format!("cannot start `{}` of --torch", python.display()), error))?;
         let questions = child.stdin.take();
         let answers = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
-        Ok(Self { child, questions, answers, folder })
+        let mut peer = Self { child, questions, answers, folder };
+        peer.ask(&json!({"do": "versions"}))?;
+        Ok(peer)
     }
 
     /// Sends a question and waits for its answer.
@@ -117,8 +119,6 @@ impl Drop for Folder {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -130,8 +130,7 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn a_program_that_is_no_python_is_an_error() {
-        let mut peer = Peer::start(Path::new("true"), Script::Step).unwrap();
-        let message = peer.ask(&json!({"do": "set up"})).unwrap_err().to_string();
+        let message = Peer::start(Path::new("true"), Script::Step).err().unwrap().to_string();
         assert!(message.contains("ended without an answer"), "{message}");
     }
 }

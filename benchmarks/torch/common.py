@@ -97,6 +97,7 @@ def timed(device, action):
 
 def converse(commands):
     """Answers requests until stdin ends; `commands` maps the key "do" to a function of the request."""
+    commands["versions"] = lambda _request: versions()
     for line in sys.stdin:
         request = json.loads(line)
         try:

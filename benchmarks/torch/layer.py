@@ -144,7 +144,20 @@ class Layer:
         if self.device.type == "cuda":
             self.contestants["torch grouped_mm"] = grouped_products(request, block, tokens)
             self.contestants["torch matmul"] = dense_products(request, tokens)
-        return {"names": list(self.contestants), **common.versions()}
+        unable = self.drop_unable()
+        return {"names": list(self.contestants), "unable": unable, **common.versions()}
+
+    def drop_unable(self):
+        """Takes out who fails on this shape; the reasons by name. torch.grouped_mm, for one, wants aligned widths."""
+        unable = {}
+        for name, contestant in list(self.contestants.items()):
+            try:
+                contestant.train()
+            except RuntimeError as error:
+                unable[name] = " ".join(str(error).split())[:200]
+                del self.contestants[name]
+            contestant.forget_gradients()
+        return unable
 
     def run(self, request):
         contestant = self.contestants[request["name"]]

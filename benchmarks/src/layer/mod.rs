@@ -27,7 +27,7 @@ use floor::{Floor, Sharing};
 use problem::{Problem, load_ratio, loads};
 use products::Products;
 use record::{Findings, LayerRecord, Setting, ShapeRecord};
-use torch_side::TorchSide;
+use torch_side::{Remotes, TorchSide};
 
 /// `moe-bench layer`.
 ///
@@ -81,12 +81,12 @@ fn measure(
     let loads = loads(&problem.routing());
     let mut contestants = ours::contestants(&problem);
     contestants.extend(bare_products(shape, setting, &loads, device)?);
-    if let Some(torch) = torch {
-        contestants.extend(torch.set_up(shape, &problem, setting.threads, session::TORCH_DEVICE)?);
-    }
+    let remotes = torch.map(|torch| torch.set_up(&problem, setting.threads, session::TORCH_DEVICE)).transpose()?;
+    let Remotes { contestants: theirs, unable } = remotes.unwrap_or_default();
+    contestants.extend(theirs);
     let saved = (!ON_GPU).then(|| saved::saved_bytes(&problem));
     let times = contest(&mut contestants, args.common.warm_up(), setting.rounds)?;
-    let findings = Findings { load_ratio: load_ratio(&loads), verified_tokens, saved };
+    let findings = Findings { load_ratio: load_ratio(&loads), verified_tokens, saved, unable };
     Ok(ShapeRecord::new(shape, setting, &times, findings))
 }
 

@@ -57,9 +57,14 @@ fn router<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Box<dyn Contestant + '
 /// rows is written out, it costs no less than in there.
 fn combine<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Box<dyn Contestant + '_> {
     let routing = problem.routing();
-    let rows = dispatch_rows(problem.tokens().detach(), &routing.plan).require_grad();
-    let gates = routing.gates.clone().cast(rows.dtype()).detach().require_grad();
+    let rows = leaf(dispatch_rows(problem.tokens(), &routing.plan));
+    let gates = leaf(routing.gates.clone().cast(rows.dtype()));
     part(problem, COMBINE, move || combine_rows(rows.clone(), gates.clone(), &routing.plan))
+}
+
+/// The same numbers without a history, with a gradient of their own.
+fn leaf<B: AutodiffMoeBackend>(tensor: Tensor<B, 2>) -> Tensor<B, 2> {
+    Tensor::from_inner(tensor.inner()).require_grad()
 }
 
 impl<B: AutodiffMoeBackend> Ours<'_, B> {

@@ -1,5 +1,7 @@
 //! What the layer benchmark writes down, as JSON and as a table.
 
+use std::collections::BTreeMap;
+
 use moe_tests::Case;
 use moe_train::config::Dtype;
 use serde::Serialize;
@@ -64,6 +66,8 @@ pub(crate) struct ShapeRecord {
     forward_flops: u64,
     training_flops: u64,
     contestants: Vec<ContestantRecord>,
+    /// Contestants that cannot compute this shape, with what they say.
+    unable: BTreeMap<String, String>,
     saved_bytes: Option<SavedRecord>,
     /// Router, sort and combine as a part of the layer's time.
     routing_share: PassPair<f64>,
@@ -109,6 +113,7 @@ pub(crate) struct Findings {
     pub(crate) load_ratio: f64,
     pub(crate) verified_tokens: usize,
     pub(crate) saved: Option<SavedBytes>,
+    pub(crate) unable: BTreeMap<String, String>,
 }
 
 impl ShapeRecord {
@@ -130,6 +135,7 @@ impl ShapeRecord {
             forward_flops: shape.forward_flops(),
             training_flops: shape.training_flops(),
             contestants: times.iter().map(|one| ContestantRecord::new(one, &floor, clock)).collect(),
+            unable: findings.unable,
             saved_bytes: findings.saved.map(|bytes| SavedRecord { bytes, least }),
             routing_share: PassPair::of(|pass| routing_share(times, pass, clock)),
         }
@@ -153,7 +159,11 @@ impl ShapeRecord {
             self.load_ratio,
             self.verified_tokens
         );
-        format!("{header}\n{table}{}{}", self.saved_line(), self.share_line())
+        format!("{header}\n{table}{}{}{}", self.unable_lines(), self.saved_line(), self.share_line())
+    }
+
+    fn unable_lines(&self) -> String {
+        self.unable.iter().map(|(name, reason)| format!("  {name} cannot compute this shape: {reason}\n")).collect()
     }
 
     fn saved_line(&self) -> String {
@@ -283,7 +293,8 @@ mod tests {
             times("gemm, fast", Side::Products, [1.0, 1.0, 1.0]),
         ];
         let saved = Some(SavedBytes { experts: 100, layer: 200 });
-        let findings = Findings { load_ratio: 1.25, verified_tokens: 10, saved };
+        let unable = BTreeMap::from([("hf".to_string(), "odd width".to_string())]);
+        let findings = Findings { load_ratio: 1.25, verified_tokens: 10, saved, unable };
         ShapeRecord::new(&"10,7,9,3,2".parse().unwrap(), &setting(), &all, findings)
     }
 
@@ -319,7 +330,8 @@ mod tests {
     #[test]
     fn the_table_has_a_line_for_every_contestant() {
         let text = record().table(&setting());
-        assert_eq!(text.lines().count(), 1 + 1 + 5 + 2, "{text}");
+        assert_eq!(text.lines().count(), 1 + 1 + 5 + 1 + 2, "{text}");
         assert!(text.contains("gemm, fast") && text.contains("1.25 x the mean"));
+        assert!(text.contains("hf cannot compute this shape: odd width"));
     }
 }

@@ -1,15 +1,16 @@
 //! The contestants of PyTorch, `torch/layer.py` on the other end.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::rc::Rc;
 
 use moe_kernels::AutodiffMoeBackend;
 use moe_train::config::Dtype;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Shape;
 use super::contest::{Contestant, Pass, Side};
 use super::problem::Problem;
 use super::verify::host;
@@ -27,6 +28,23 @@ pub(crate) struct TorchSide {
     pub(crate) versions: Value,
 }
 
+/// What the other side says to a shape.
+#[derive(Deserialize)]
+struct SetUp {
+    names: Vec<String>,
+    unable: BTreeMap<String, String>,
+    #[serde(flatten)]
+    versions: Value,
+}
+
+/// Who takes part on the other side.
+#[derive(Default)]
+pub(crate) struct Remotes {
+    pub(crate) contestants: Vec<Box<dyn Contestant>>,
+    /// Those that cannot compute this shape, with what they say.
+    pub(crate) unable: BTreeMap<String, String>,
+}
+
 /// One of its contestants.
 struct Remote {
     peer: Rc<RefCell<Peer>>,
@@ -39,25 +57,23 @@ impl TorchSide {
         Ok(Self { peer: Rc::new(RefCell::new(peer)), versions: Value::Null })
     }
 
-    /// Makes the layer of `shape` on the other side, verifies it against ours, and returns who takes part.
+    /// Makes the layer of `problem` on the other side and verifies it against ours.
     pub(crate) fn set_up<B: AutodiffMoeBackend>(
         &mut self,
-        shape: &Shape,
         problem: &Problem<B>,
         threads: usize,
         device: &str,
-    ) -> Result<Vec<Box<dyn Contestant>>> {
-        let case = shape.case;
-        let mut answer = self.peer.borrow_mut().ask(&json!({
+    ) -> Result<Remotes> {
+        let case = problem.case;
+        let answer = self.peer.borrow_mut().ask(&json!({
             "do": "set up", "tokens": case.tokens, "d_model": case.d_model, "d_hidden": case.d_hidden,
             "experts": case.experts, "top_k": case.top_k, "skew": problem.skew, "threads": threads,
             "dtype": problem.dtype.to_string(), "device": device,
         }))?;
-        let names: Vec<String> = serde_json::from_value(answer["names"].take()).map_err(|e| Error::of("PyTorch", e))?;
-        answer.as_object_mut().map(|answer| answer.remove("names"));
-        self.versions = answer;
-        self.verify(problem)?;
-        Ok(names.into_iter().map(|name| self.contestant(name)).collect())
+        let SetUp { names, unable, versions } = serde_json::from_value(answer).map_err(|e| Error::of("PyTorch", e))?;
+        self.versions = versions;
+        self.verify(problem, &names)?;
+        Ok(Remotes { contestants: names.into_iter().map(|name| self.contestant(name)).collect(), unable })
     }
 
     fn contestant(&self, name: String) -> Box<dyn Contestant> {
@@ -65,13 +81,13 @@ impl TorchSide {
     }
 
     /// Output and token gradients of the blocks that compute what our layer computes.
-    fn verify<B: AutodiffMoeBackend>(&self, problem: &Problem<B>) -> Result<()> {
+    fn verify<B: AutodiffMoeBackend>(&self, problem: &Problem<B>, names: &[String]) -> Result<()> {
         let tokens = problem.tokens();
         let output = problem.moe.forward(tokens.clone()).output;
         let grads = output.backward();
         let mut ours = host(output);
         ours.extend(host(tokens.grad(&grads).expect("tokens are tracked")));
-        for name in SAME_FUNCTION {
+        for name in names.iter().filter(|name| SAME_FUNCTION.contains(&name.as_str())) {
             let theirs = self.result(name)?;
             agree(name, &ours, &theirs, problem.case.d_model, problem.dtype)?;
         }
