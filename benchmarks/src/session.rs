@@ -1,5 +1,6 @@
 //! What every benchmark starts with: threads, a device, a file that can be written.
 
+use burn::tensor::backend::Backend;
 use moe_train::backend::{self, Device};
 use moe_train::config::Dtype;
 use serde::Serialize;
@@ -42,6 +43,15 @@ fn use_threads(threads: usize) -> Result<()> {
     unsafe { std::env::set_var(NDARRAY_THREADS, threads.to_string()) };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     pool.map_err(|error| Error::of(format!("cannot start {threads} threads"), error))
+}
+
+/// Until the device has computed everything it was given.
+///
+/// # Errors
+///
+/// What the device reports.
+pub(crate) fn wait<B: Backend>(device: &B::Device) -> Result<()> {
+    B::sync(device).map_err(|error| Error::of("the device failed", format!("{error:?}")))
 }
 
 /// Writes the record where `--json` says, if it does.

@@ -1,13 +1,15 @@
 //! The contestants of this workspace: the whole layer, its experts alone, and what stands around them.
 
+use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
-use moe_kernels::{AutodiffMoeBackend, combine_rows, dispatch_rows};
+use moe_kernels::{AutodiffMoeBackend, ExpertPlan, MoeBackend, combine_rows, dispatch_rows};
 use moe_layers::dispatch;
 
 use super::contest::{Contestant, Pass, Side};
 use super::problem::Problem;
 use crate::clock::{Time, timed};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::session::wait;
 
 /// Names in tables and records.
 pub(crate) const LAYER: &str = "moe layer";
@@ -53,23 +55,44 @@ fn router<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Box<dyn Contestant + '
     part(problem, ROUTER, move || problem.moe.router.forward(tokens.clone()).gates)
 }
 
-/// From the experts' rows to the output. The fused experts have this inside: as an op of its own, whose gradient for the
-/// rows is written out, it costs no less than in there.
-fn combine<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Box<dyn Contestant + '_> {
-    let routing = problem.routing();
-    let rows = leaf(dispatch_rows(problem.tokens(), &routing.plan));
-    let gates = leaf(routing.gates.clone().cast(rows.dtype()));
-    part(problem, COMBINE, move || combine_rows(rows.clone(), gates.clone(), &routing.plan))
+/// What combining costs inside the fused experts: forward, gather and weighted sum; backward, the gather of the output's
+/// gradient. The gates' gradient is a sum over what is computed anyway.
+struct Combine<B: MoeBackend> {
+    device: B::Device,
+    plan: ExpertPlan<B>,
+    /// `[R, D]`.
+    rows: Tensor<B, 2>,
+    /// `[T, K]`.
+    gates: Tensor<B, 2>,
+    /// `[T, D]`.
+    grad: Tensor<B, 2>,
 }
 
-/// The same numbers without a history, with a gradient of their own.
-fn leaf<B: AutodiffMoeBackend>(tensor: Tensor<B, 2>) -> Tensor<B, 2> {
-    Tensor::from_inner(tensor.inner()).require_grad()
+fn combine<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Box<dyn Contestant> {
+    let grad = problem.tokens().inner();
+    let routing = problem.moe.valid().router.forward(grad.clone());
+    let rows = dispatch_rows(grad.clone(), &routing.plan);
+    let gates = routing.gates.cast(grad.dtype());
+    Box::new(Combine::<B::InnerBackend> { device: problem.device.clone(), plan: routing.plan, rows, gates, grad })
 }
 
-impl<B: AutodiffMoeBackend> Ours<'_, B> {
-    fn wait(&self) -> Result<()> {
-        B::sync(&self.device).map_err(|error| Error::of("the device failed", format!("{error:?}")))
+impl<B: MoeBackend> Contestant for Combine<B> {
+    fn name(&self) -> String {
+        COMBINE.into()
+    }
+
+    fn side(&self) -> Side {
+        Side::Ours
+    }
+
+    fn run(&mut self, pass: Pass) -> Result<Time> {
+        wait::<B>(&self.device)?;
+        let (results, time) = timed(|| {
+            let output = combine_rows(self.rows.clone(), self.gates.clone(), &self.plan);
+            let gathered = (pass == Pass::Training).then(|| dispatch_rows(self.grad.clone(), &self.plan));
+            wait::<B>(&self.device).map(|()| (output, gathered))
+        });
+        results.map(|_| time)
     }
 }
 
@@ -84,11 +107,11 @@ impl<B: AutodiffMoeBackend> Contestant for Ours<'_, B> {
 
     /// Freeing the results is not part of the time, on neither side.
     fn run(&mut self, pass: Pass) -> Result<Time> {
-        self.wait()?;
+        wait::<B>(&self.device)?;
         let (results, time) = timed(|| {
             let output = (self.forward)();
             let gradients = (pass == Pass::Training).then(|| output.backward());
-            self.wait().map(|()| (output, gradients))
+            wait::<B>(&self.device).map(|()| (output, gradients))
         });
         results.map(|_| time)
     }

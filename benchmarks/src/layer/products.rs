@@ -9,7 +9,8 @@ use moe_train::config::Dtype;
 use super::contest::{Contestant, Pass, Side};
 use crate::clock::{Time, timed};
 use crate::data::tensor;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::session::wait;
 
 /// Names in tables and records.
 pub(crate) const DENSE: &str = "burn matmul, dense";
@@ -66,10 +67,6 @@ impl<B: Backend> Products<B> {
             self.hidden.clone().transpose().matmul(self.grad_output.clone()),
         ]
     }
-
-    fn wait(&self) -> Result<()> {
-        B::sync(&self.device).map_err(|error| Error::of("the device failed", format!("{error:?}")))
-    }
 }
 
 impl<B: Backend> Contestant for Products<B> {
@@ -82,13 +79,13 @@ impl<B: Backend> Contestant for Products<B> {
     }
 
     fn run(&mut self, pass: Pass) -> Result<Time> {
-        self.wait()?;
+        wait::<B>(&self.device)?;
         let (results, time) = timed(|| {
             let mut results = self.forward();
             if pass == Pass::Training {
                 results.extend(self.backward());
             }
-            self.wait().map(|()| results)
+            wait::<B>(&self.device).map(|()| results)
         });
         results.map(|_| time)
     }

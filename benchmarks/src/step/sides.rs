@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use burn::tensor::backend::Backend;
 use moe_train::backend::{Device, Training};
 use moe_train::data::Batch;
 use moe_train::trainer::{NotFinite, StepSettings, Trainee};
@@ -12,7 +11,7 @@ use super::preset::{CLIP_NORM, LR, Sizes, VOCAB};
 use crate::clock::{Time, timed};
 use crate::data::mixed;
 use crate::error::{Error, Result};
-use crate::session::TORCH_DEVICE;
+use crate::session::{TORCH_DEVICE, wait};
 use crate::torch::{Peer, Script};
 
 /// Seed of the bytes; `torch/step.py` has the same.
@@ -45,10 +44,9 @@ impl Ours {
         let batch = std::iter::once(self.batch.clone());
         let (stepped, time) = timed(|| {
             let stepped = trainee.step(batch, &settings, &self.device);
-            Training::sync(&self.device).map(|()| stepped)
+            wait::<Training>(&self.device).map(|()| stepped)
         });
-        let stepped = stepped.map_err(|error| Error::of("the device failed", format!("{error:?}")))?;
-        let (trainee, outcome) = stepped.map_err(|NotFinite(what)| Error::new(format!("our {what} is not finite")))?;
+        let (trainee, outcome) = stepped?.map_err(|NotFinite(what)| Error::new(format!("our {what} is not finite")))?;
         self.trainee = Some(trainee);
         Ok((time, outcome.cross_entropy))
     }
