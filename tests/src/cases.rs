@@ -38,6 +38,7 @@ pub const CASES: &[Case] = &[
     case("one token", [1, 4, 2, 3, 5], 4),
     case("no tokens", [0, 4, 2, 3, 5], 4),
     case("one expert", [5, 1, 1, 4, 3], 1),
+    case("several blocks of rows", [2100, 2, 1, 3, 2], 1),
     case("many small experts", [24, 32, 6, 6, 2], 32),
 ];
 

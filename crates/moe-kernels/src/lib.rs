@@ -13,6 +13,7 @@
 //! | [`swiglu`] | `silu(gate) * up` in one op | saves its input only |
 //! | [`gelu`] | `x * cdf(x)`, exact | exact (burn 0.21's own is that of the tanh approximation on most backends) |
 //! | [`combine_rows`] | gather and a gate-weighted sum over `K` | gather; row-wise dot for the gates |
+//! | [`expert_ffn`] | all of it between the router and the residual in one op | keeps the pre-activation only |
 //!
 //! No step adds into memory in an order that depends on scheduling, so two runs give the same bits on a backend
 //! whose own ops do.
@@ -48,12 +49,15 @@
 //!
 //! Letters in shapes: `T` tokens, `K` experts per token, `E` experts, `R = T * K` rows, `D`, `I`, `O` widths.
 
+mod activation;
 mod backends;
-#[cfg(feature = "flex")]
+#[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(feature = "cube")]
 pub mod cube;
+mod ffn;
 mod functions;
+mod host_plan;
 mod ops;
 mod plan;
 mod portable;
@@ -61,6 +65,8 @@ mod portable;
 #[doc(hidden)]
 pub mod reference;
 
-pub use functions::{combine_rows, dispatch_rows, gelu, grouped_matmul, swiglu, top_k};
+pub use activation::Activation;
+pub use ffn::{FfnGrads, FfnNeeds, FfnSaved, FfnWeights};
+pub use functions::{combine_rows, dispatch_rows, expert_ffn, gelu, grouped_matmul, swiglu, top_k};
 pub use ops::{AutodiffMoeBackend, MoeBackend};
 pub use plan::ExpertPlan;

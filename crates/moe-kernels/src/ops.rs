@@ -3,7 +3,7 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use crate::{ExpertPlan, portable};
+use crate::{ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnWeights, portable};
 
 /// A burn backend with the ops of a Mixture-of-Experts layer.
 ///
@@ -15,6 +15,17 @@ pub trait MoeBackend: Backend {
     /// The lower index wins a tie; a NaN ranks below every number.
     fn moe_top_k_indices(scores: FloatTensor<Self>, k: usize) -> IntTensor<Self> {
         portable::top_k_indices::<Self>(scores, k)
+    }
+
+    /// The scores `[T, K]` at `indices` `[T, K]` of the rows of `scores` `[T, E]`.
+    fn moe_top_k_values(scores: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
+        Self::float_gather(1, scores, indices)
+    }
+
+    /// Gradient of [`moe_top_k_values`](Self::moe_top_k_values): `[T, K]` to `[T, E]`, without a scatter. Indices are
+    /// distinct within a row.
+    fn moe_top_k_backward(grad: FloatTensor<Self>, indices: IntTensor<Self>, num_experts: usize) -> FloatTensor<Self> {
+        portable::top_k_backward::<Self>(grad, indices, num_experts)
     }
 
     /// Counting sort, stable, of the slots `[T, K]` by expert. See [`ExpertPlan::new`].
@@ -76,6 +87,31 @@ pub trait MoeBackend: Backend {
     /// `lhs` `[R, I]` transposed times `rhs` `[R, O]`, expert by expert: `[E, I, O]`, zero for an idle expert.
     fn moe_grouped_outer(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
         portable::grouped_outer::<Self>(lhs, rhs, plan)
+    }
+
+    /// The whole grouped feed-forward network, `[T, D]` to `[T, D]`. See [`expert_ffn`](crate::expert_ffn).
+    fn moe_expert_ffn(
+        tokens: FloatTensor<Self>,
+        gates: FloatTensor<Self>,
+        weights: FfnWeights<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FloatTensor<Self> {
+        portable::expert_ffn::<Self>(tokens, gates, weights, plan).0
+    }
+
+    /// [`moe_expert_ffn`](Self::moe_expert_ffn), and the pre-activation `[R, C]` that its backward pass needs.
+    fn moe_expert_ffn_saving(
+        tokens: FloatTensor<Self>,
+        gates: FloatTensor<Self>,
+        weights: FfnWeights<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::expert_ffn::<Self>(tokens, gates, weights, plan)
+    }
+
+    /// Gradients of [`moe_expert_ffn`](Self::moe_expert_ffn) from that of its output, `[T, D]`.
+    fn moe_expert_ffn_backward(saved: FfnSaved<Self>, grad: FloatTensor<Self>, needs: FfnNeeds) -> FfnGrads<Self> {
+        portable::expert_ffn_backward::<Self>(saved, grad, needs)
     }
 
     /// `[R, 2F]` to `[R, F]`: `silu(z[.., ..F]) * z[.., F..]`.

@@ -7,6 +7,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
 use crate::MoeBackend;
+use crate::host_plan::HostPlan;
 
 /// The slots `(t, k)` of a routing decision, sorted by expert.
 ///
@@ -21,7 +22,8 @@ pub struct ExpertPlan<B: Backend> {
     pub(crate) slot_of_row: Tensor<B, 1, Int>,
     pub(crate) row_of_slot: Tensor<B, 1, Int>,
     pub(crate) token_of_row: Tensor<B, 1, Int>,
-    pub(crate) host_offsets: Option<Arc<[usize]>>,
+    /// The same in memory of the host, when the sort was done there.
+    pub(crate) host: Option<Arc<HostPlan>>,
 }
 
 impl<B: MoeBackend> ExpertPlan<B> {
@@ -81,13 +83,18 @@ impl<B: Backend> ExpertPlan<B> {
         self.row_of_slot.clone()
     }
 
-    /// The row range of every expert, in order; reads the device when the plan was made there.
+    /// The plan in memory of the host; read from the device when it was made there.
+    pub(crate) fn on_host(&self) -> Arc<HostPlan> {
+        let read =
+            |indices: &Tensor<B, 1, Int>| indices.to_data().iter::<i64>().map(|i| i as usize).collect::<Vec<_>>();
+        let from_device = || Arc::new(HostPlan::from_sorted(read(&self.offsets), read(&self.slot_of_row), self.top_k));
+        self.host.clone().unwrap_or_else(from_device)
+    }
+
+    /// The row range of every expert, in order.
     pub(crate) fn host_ranges(&self) -> Vec<Range<usize>> {
-        let offsets = match &self.host_offsets {
-            Some(offsets) => offsets.clone(),
-            None => self.offsets.to_data().iter::<i64>().map(|o| o as usize).collect(),
-        };
-        offsets.windows(2).map(|pair| pair[0]..pair[1]).collect()
+        let plan = self.on_host();
+        (0..plan.num_experts()).map(|expert| plan.rows_of(expert)).collect()
     }
 
     /// The same plan for a backend with the same integer tensors (`Autodiff<B>` and `B`).
@@ -104,7 +111,7 @@ impl<B: Backend> ExpertPlan<B> {
             slot_of_row: convert(&self.slot_of_row),
             row_of_slot: convert(&self.row_of_slot),
             token_of_row: convert(&self.token_of_row),
-            host_offsets: self.host_offsets.clone(),
+            host: self.host.clone(),
         }
     }
 }

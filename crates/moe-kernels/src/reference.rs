@@ -2,6 +2,8 @@
 //!
 //! Matrices are row-major. `R = T * K`; row `r` of the sorted layout holds slot `sorted_slots(..)[r]`.
 
+use crate::Activation;
+
 /// Columns of the `k` largest scores of each row of `scores` `[T, E]`, by `k` passes; the lower column wins a tie.
 pub fn top_k(scores: &[f64], num_experts: usize, k: usize) -> Vec<usize> {
     let mut chosen = Vec::new();
@@ -118,4 +120,134 @@ pub fn swiglu(input: &[f64], d_hidden: usize) -> Vec<f64> {
     let silu = |g: f64| g / (1.0 + (-g).exp());
     let row = |row: &[f64]| (0..d_hidden).map(|f| silu(row[f]) * row[d_hidden + f]).collect::<Vec<_>>();
     input.chunks(2 * d_hidden).flat_map(row).collect()
+}
+
+/// Inputs of [`expert_ffn`]: `tokens` `[T, D]`, `gates` `[T, K]`, `w_in` `[E, D, C]`, `w_out` `[E, F, D]`, `b_in` `[E, C]`,
+/// `b_out` `[E, D]`.
+#[derive(Debug, Clone)]
+pub struct ExpertFfn {
+    /// Token width, `D`.
+    pub d_model: usize,
+    /// Expert width, `F`.
+    pub d_hidden: usize,
+    /// Between the two products.
+    pub activation: Activation,
+    /// Expert of each slot, `[T * K]`.
+    pub experts: Vec<usize>,
+    /// Experts per token, `K`.
+    pub top_k: usize,
+    /// The numbers of the inputs, in the order tokens, gates, w_in, w_out, b_in, b_out; zeros where there is no bias.
+    pub inputs: [Vec<f64>; 6],
+}
+
+/// Output `[T, D]` and, for the gradient `grad` `[T, D]` of it, the gradients of the inputs: slot by slot.
+pub fn expert_ffn(problem: &ExpertFfn, grad: &[f64]) -> (Vec<f64>, [Vec<f64>; 6]) {
+    let ExpertFfn { d_model: d, d_hidden: f, activation, experts, top_k, inputs } = problem;
+    let (d, f, c) = (*d, *f, activation.columns(*f));
+    let [tokens, gates, w_in, w_out, b_in, b_out] = inputs;
+    let mut output = vec![0.0; tokens.len()];
+    let mut grads = inputs.each_ref().map(|input| vec![0.0; input.len()]);
+    for (slot, &e) in experts.iter().enumerate() {
+        let (t, gate) = (slot / top_k, gates[slot]);
+        let z: Vec<f64> = (0..c)
+            .map(|j| b_in[e * c + j] + (0..d).map(|i| tokens[t * d + i] * w_in[(e * d + i) * c + j]).sum::<f64>())
+            .collect();
+        let a: Vec<f64> = (0..f).map(|j| activate(*activation, &z, j, f)).collect();
+        let mut grad_a = vec![0.0; f];
+        for o in 0..d {
+            let y = b_out[e * d + o] + (0..f).map(|j| a[j] * w_out[(e * f + j) * d + o]).sum::<f64>();
+            let dy = grad[t * d + o];
+            output[t * d + o] += gate * y;
+            grads[1][slot] += dy * y;
+            grads[5][e * d + o] += gate * dy;
+            for j in 0..f {
+                grads[3][(e * f + j) * d + o] += gate * dy * a[j];
+                grad_a[j] += gate * dy * w_out[(e * f + j) * d + o];
+            }
+        }
+        for j in 0..c {
+            let dz = grad_a[j % f] * slope(*activation, &z, j, f);
+            grads[4][e * c + j] += dz;
+            for i in 0..d {
+                grads[2][(e * d + i) * c + j] += dz * tokens[t * d + i];
+                grads[0][t * d + i] += dz * w_in[(e * d + i) * c + j];
+            }
+        }
+    }
+    (output, grads)
+}
+
+/// Number `j` of the activations of `z` `[C]`.
+fn activate(activation: Activation, z: &[f64], j: usize, f: usize) -> f64 {
+    match activation {
+        Activation::SwiGlu => z[j] * sigmoid(z[j]) * z[f + j],
+        Activation::Gelu => z[j] * normal_cdf(z[j]),
+        Activation::Relu => z[j].max(0.0),
+    }
+}
+
+/// Derivative of activation `j % F` with respect to `z[j]`.
+fn slope(activation: Activation, z: &[f64], j: usize, f: usize) -> f64 {
+    match activation {
+        Activation::SwiGlu if j >= f => z[j - f] * sigmoid(z[j - f]),
+        Activation::SwiGlu => z[f + j] * (sigmoid(z[j]) + z[j] * sigmoid(z[j]) * (1.0 - sigmoid(z[j]))),
+        Activation::Gelu => normal_cdf(z[j]) + z[j] * (-z[j] * z[j] / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt(),
+        Activation::Relu => f64::from(z[j] > 0.0),
+    }
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// By the series `1/2 + density(x) * (x + x^3/3 + x^5/(3 * 5) + ..)`.
+fn normal_cdf(x: f64) -> f64 {
+    let density = (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= x * x / f64::from(2 * n + 1);
+        sum += term;
+    }
+    0.5 + density * sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Central differences in f64: truncation near 1e-10, rounding near 1e-10.
+    const STEP: f64 = 1e-6;
+    const TOLERANCE: f64 = 1e-7;
+
+    /// Numbers in `-1..1` without a pattern.
+    fn numbers(n: usize, seed: usize) -> Vec<f64> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) as f64 * 0.618).sin()).collect()
+    }
+
+    #[test]
+    fn gradients_of_the_oracle_are_those_of_its_values() {
+        for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu] {
+            let (t, d, f, e, c) = (3, 2, 3, 3, activation.columns(3));
+            let lengths = [t * d, t * 2, e * d * c, e * f * d, e * c, e * d];
+            let inputs = std::array::from_fn(|i| numbers(lengths[i], i));
+            let experts = vec![0, 1, 2, 0, 0, 0];
+            let problem = ExpertFfn { d_model: d, d_hidden: f, activation, experts, top_k: 2, inputs };
+            let weight = numbers(t * d, 9);
+            let loss = |problem: &ExpertFfn| -> f64 {
+                expert_ffn(problem, &weight).0.iter().zip(&weight).map(|(y, w)| y * w).sum()
+            };
+            let (_, grads) = expert_ffn(&problem, &weight);
+            for (input, grad) in grads.iter().enumerate() {
+                for (i, grad) in grad.iter().enumerate() {
+                    let moved = |by: f64| {
+                        let mut problem = problem.clone();
+                        problem.inputs[input][i] += by;
+                        loss(&problem)
+                    };
+                    let numeric = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                    assert!((grad - numeric).abs() <= TOLERANCE, "{activation:?} {input} {i}: {grad} {numeric}");
+                }
+            }
+        }
+    }
 }

@@ -62,7 +62,7 @@ mod router;
 mod routing;
 mod stats;
 
-pub use experts::{Activation, Experts, ExpertsConfig};
+pub use experts::{Activation, Experts, ExpertsConfig, activate};
 pub use loss::{BalanceConvention, load_balance_loss, load_balance_loss_pooled, router_z_loss};
 pub use moe::{Moe, MoeConfig, MoeLosses, MoeOutput};
 pub use moe_kernels::{AutodiffMoeBackend, ExpertPlan, MoeBackend};

@@ -1,8 +1,11 @@
 //! The suite that all backends share. One program: a CubeCL backend is compiled anew into every program that uses it.
 
+mod expert_ffn;
 mod kernels;
 mod layers;
 mod model;
 
 #[cfg(feature = "flex")]
 mod kernels_panics;
+#[cfg(feature = "flex")]
+mod low_precision;

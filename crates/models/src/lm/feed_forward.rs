@@ -4,7 +4,7 @@ use burn::module::{Initializer, Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use moe_kernels::MoeBackend;
-use moe_layers::{Activation, Moe};
+use moe_layers::{Activation, Moe, activate};
 
 use super::attention::project;
 use super::{LmConfig, MoeLayerOutput};
@@ -78,6 +78,6 @@ impl<B: MoeBackend> DenseFeedForward<B> {
     /// - x: `[T, D]`
     /// - output: `[T, D]`
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        project(self.activation.forward(project(x, &self.w_in)), &self.w_out)
+        project(activate(self.activation, project(x, &self.w_in)), &self.w_out)
     }
 }

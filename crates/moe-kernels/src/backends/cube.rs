@@ -33,7 +33,7 @@ where
             slot_of_row: Tensor::from_primitive(tensors.slot_of_row),
             row_of_slot: Tensor::from_primitive(tensors.row_of_slot),
             token_of_row: Tensor::from_primitive(tensors.token_of_row),
-            host_offsets: None,
+            host: None,
         }
     }
 

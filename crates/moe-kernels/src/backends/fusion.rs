@@ -141,8 +141,7 @@ impl Sizes {
     fn plan<B: Backend>(self, tensors: [IntTensor<B>; 4]) -> ExpertPlan<B> {
         let [offsets, slot_of_row, row_of_slot, token_of_row] = tensors.map(Tensor::from_primitive);
         let Self { num_tokens, top_k, num_experts } = self;
-        let host_offsets = None;
-        ExpertPlan { num_tokens, top_k, num_experts, offsets, slot_of_row, row_of_slot, token_of_row, host_offsets }
+        ExpertPlan { num_tokens, top_k, num_experts, offsets, slot_of_row, row_of_slot, token_of_row, host: None }
     }
 }
 

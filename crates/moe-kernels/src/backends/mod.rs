@@ -7,5 +7,7 @@ mod cube;
 mod flex;
 #[cfg(feature = "cube")]
 mod fusion;
+#[cfg(feature = "cpu")]
+mod host;
 #[cfg(feature = "ndarray")]
 mod ndarray;

@@ -2,6 +2,7 @@
 
 use burn_ndarray::{FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray};
 
+use super::host::host_ops;
 use crate::MoeBackend;
 
 impl<E, I, Q> MoeBackend for NdArray<E, I, Q>
@@ -12,4 +13,5 @@ where
     NdArrayTensor: From<SharedArray<E>>,
     NdArrayTensor: From<SharedArray<I>>,
 {
+    host_ops!();
 }

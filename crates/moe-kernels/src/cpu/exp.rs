@@ -35,6 +35,35 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// Distribution function and density of the standard normal distribution, with absolute errors of at most 3e-7.
+///
+/// `cdf(-x) = erfc(x / sqrt 2) / 2 = t P(t) e^(-x^2 / 2) / 2` with `t = 1 / (1 + 0.4 x / sqrt 2)` for `x >= 0`: the
+/// exponential serves both results. `P` is a least-squares fit of the relative error over `x / sqrt 2` in `0..10`, of
+/// degree 8, off by at most 6.2e-8.
+#[inline(always)]
+pub(super) fn normal(x: f32) -> (f32, f32) {
+    const P: [f32; 9] = [
+        0.041_253_332,
+        -0.140_320_63,
+        0.083_990_104,
+        0.087_961_2,
+        0.079_758_59,
+        0.193_392_34,
+        0.201_887_8,
+        0.226_443_08,
+        0.225_634_23,
+    ];
+    const INV_SQRT_TAU: f32 = 0.398_942_28;
+    let bell = exp(-0.5 * x * x);
+    let t = 1.0 / (1.0 + (0.4 * std::f32::consts::FRAC_1_SQRT_2) * x.abs());
+    let mut p = P[0];
+    for &coefficient in &P[1..] {
+        p = p * t + coefficient;
+    }
+    let tail = 0.5 * t * p * bell;
+    (if x < 0.0 { tail } else { 1.0 - tail }, INV_SQRT_TAU * bell)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +87,25 @@ mod tests {
         assert!(exp(f32::NAN).is_nan());
         assert_eq!(sigmoid(1e9), 1.0);
         assert!(sigmoid(-1e9) < 1e-37);
+    }
+
+    /// Distribution function by its series in f64; density from the standard library.
+    #[test]
+    fn the_normal_distribution_agrees_with_its_series() {
+        const ABSOLUTE: f64 = 3e-7;
+        for i in -6000..=6000 {
+            let x = i as f32 / 1000.0;
+            let exact = f64::from(x);
+            let density = (-exact * exact / 2.0).exp() / std::f64::consts::TAU.sqrt();
+            let (mut term, mut sum) = (exact, exact);
+            for n in 1..200 {
+                term *= exact * exact / f64::from(2 * n + 1);
+                sum += term;
+            }
+            let (cdf, bell) = normal(x);
+            assert!((f64::from(cdf) - 0.5 - density * sum).abs() < ABSOLUTE, "cdf({x}) = {cdf}");
+            assert!((f64::from(bell) - density).abs() < ABSOLUTE, "density({x}) = {bell}");
+        }
+        assert!(normal(f32::NAN).0.is_nan());
     }
 }

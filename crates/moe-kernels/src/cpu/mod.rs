@@ -2,5 +2,11 @@
 
 mod activation;
 mod exp;
+pub(crate) mod expert_ffn;
+mod gated;
+mod gemm;
+mod top_k;
+pub(crate) mod unset;
 
-pub(crate) use activation::{swiglu, swiglu_backward};
+pub(crate) use activation::{gelu, gelu_backward, swiglu, swiglu_backward};
+pub(crate) use top_k::{top_k, top_k_backward};

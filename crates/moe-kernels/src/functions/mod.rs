@@ -1,11 +1,13 @@
 //! The ops on tensors: shapes are checked here, once, for every backend.
 
 mod activation;
+mod expert_ffn;
 mod grouped;
 mod routing;
 mod rows;
 
 pub use activation::{gelu, swiglu};
+pub use expert_ffn::expert_ffn;
 pub use grouped::grouped_matmul;
 pub use routing::top_k;
 pub use rows::{combine_rows, dispatch_rows};

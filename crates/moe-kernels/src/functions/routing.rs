@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor};
 
-use super::primitive;
+use super::{primitive, tensor};
 use crate::MoeBackend;
 
 /// The `k` largest scores of each row and their columns, best first; the lower column wins a tie.
@@ -22,6 +22,6 @@ pub fn top_k<B: MoeBackend>(scores: Tensor<B, 2>, k: usize) -> (Tensor<B, 2>, Te
     let [_, num_experts] = scores.dims();
     assert!((1..=num_experts).contains(&k), "top_k: k = {k} must be in 1..={num_experts}, the width of the scores");
     let indices = B::moe_top_k_indices(primitive(scores.clone().detach()), k);
-    let indices = Tensor::<B, 2, Int>::from_primitive(indices);
-    (scores.gather(1, indices.clone()), indices)
+    let values = tensor(B::moe_top_k_values(primitive(scores), indices.clone()));
+    (values, Tensor::from_primitive(indices))
 }

@@ -1,11 +1,14 @@
 //! Top-K and the counting sort on the host: one read of `[T, E]` scores and one of `[T, K]` indices per layer.
 
+use std::sync::Arc;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::wrap;
+use super::{unwrap, wrap};
 use crate::ExpertPlan;
+use crate::host_plan::HostPlan;
 
 pub(crate) fn top_k_indices<B: Backend>(scores: FloatTensor<B>, k: usize) -> IntTensor<B> {
     let scores = wrap::<B, 2>(scores);
@@ -36,51 +39,41 @@ fn push_best(row: &[f64], k: usize, chosen: &mut Vec<i32>) {
     }
 }
 
+/// Column `e` of the gradient is that of the slot that chose `e`, or zero: one comparison per slot and expert.
+pub(crate) fn top_k_backward<B: Backend>(
+    grad: FloatTensor<B>,
+    indices: IntTensor<B>,
+    num_experts: usize,
+) -> FloatTensor<B> {
+    let (grad, indices) = (wrap::<B, 2>(grad), Tensor::<B, 2, Int>::from_primitive(indices));
+    let [num_tokens, top_k] = grad.dims();
+    let shape = [num_tokens, num_experts];
+    let columns = Tensor::<B, 1, Int>::arange(0..num_experts as i64, &grad.device()).unsqueeze::<2>().expand(shape);
+    let of_slot = |k: usize| {
+        let elsewhere = indices.clone().narrow(1, k, 1).expand(shape).not_equal(columns.clone());
+        grad.clone().narrow(1, k, 1).expand(shape).mask_fill(elsewhere, 0.0)
+    };
+    unwrap((1..top_k).fold(of_slot(0), |sum, k| sum + of_slot(k)))
+}
+
 pub(crate) fn plan<B: Backend>(experts: IntTensor<B>, num_experts: usize) -> ExpertPlan<B> {
     let experts = Tensor::<B, 2, Int>::from_primitive(experts);
     let ([num_tokens, top_k], device) = (experts.dims(), experts.device());
     let experts: Vec<usize> = experts.into_data().iter::<i64>().map(|e| e as usize).collect();
+    let host = HostPlan::new(&experts, top_k, num_experts);
 
-    let offsets = expert_offsets(&experts, num_experts);
-    let (slot_of_row, row_of_slot) = counting_sort(&experts, &offsets);
-    let token_of_row = slot_of_row.iter().map(|&slot| slot / top_k as i32).collect();
-
-    let rows = [num_tokens * top_k];
+    let rows = [host.num_rows()];
+    let indices = |indices: Vec<u32>| int_tensor(indices.into_iter().map(|i| i as i32).collect(), rows, &device);
     ExpertPlan {
         num_tokens,
         top_k,
         num_experts,
-        offsets: int_tensor(offsets.iter().map(|&o| o as i32).collect(), [num_experts + 1], &device),
-        slot_of_row: int_tensor(slot_of_row, rows, &device),
-        row_of_slot: int_tensor(row_of_slot, rows, &device),
-        token_of_row: int_tensor(token_of_row, rows, &device),
-        host_offsets: Some(offsets.into()),
+        offsets: int_tensor(host.offsets.iter().map(|&o| o as i32).collect(), [num_experts + 1], &device),
+        slot_of_row: indices(host.slot_of_row.clone()),
+        row_of_slot: indices(host.row_of_slot()),
+        token_of_row: indices(host.token_of_row.clone()),
+        host: Some(Arc::new(host)),
     }
-}
-
-fn expert_offsets(experts: &[usize], num_experts: usize) -> Vec<usize> {
-    let mut offsets = vec![0; num_experts + 1];
-    for &expert in experts {
-        assert!(expert < num_experts, "expert index {expert} is not below num_experts = {num_experts}");
-        offsets[expert + 1] += 1;
-    }
-    for e in 0..num_experts {
-        offsets[e + 1] += offsets[e];
-    }
-    offsets
-}
-
-fn counting_sort(experts: &[usize], offsets: &[usize]) -> (Vec<i32>, Vec<i32>) {
-    let mut next = offsets.to_vec();
-    let mut slot_of_row = vec![0; experts.len()];
-    let mut row_of_slot = vec![0; experts.len()];
-    for (slot, &expert) in experts.iter().enumerate() {
-        let row = next[expert];
-        next[expert] += 1;
-        slot_of_row[row] = slot as i32;
-        row_of_slot[slot] = row as i32;
-    }
-    (slot_of_row, row_of_slot)
 }
 
 fn int_tensor<B: Backend, const D: usize>(

@@ -1,11 +1,15 @@
 //! Dropless dispatch: every slot is served, nothing is padded.
+//!
+//! One op, [`expert_ffn`], which keeps only the pre-activation for the backward pass. The same in steps, for those who
+//! want something in between, is [`dispatch_rows`](moe_kernels::dispatch_rows), [`Experts::forward`] and
+//! [`combine_rows`](moe_kernels::combine_rows).
 
 use burn::tensor::Tensor;
-use moe_kernels::{MoeBackend, combine_rows, dispatch_rows};
+use moe_kernels::{MoeBackend, expert_ffn};
 
 use crate::{Experts, Routing};
 
-/// Sorts the slots by expert, runs each expert on its own rows, and brings the results back:
+/// Each expert runs on the tokens that chose it:
 /// `y_t = sum_k gate_tk * expert_tk(x_t)`.
 ///
 /// # Shapes
@@ -21,7 +25,5 @@ pub fn grouped<B: MoeBackend>(tokens: Tensor<B, 2>, experts: &Experts<B>, routin
         return tokens;
     }
     let dtype = tokens.dtype();
-    let rows = dispatch_rows(tokens, &routing.plan);
-    let rows = experts.forward(rows, &routing.plan);
-    combine_rows(rows, routing.gates.clone().cast(dtype), &routing.plan)
+    expert_ffn(tokens, routing.gates.clone().cast(dtype), experts.weights(dtype), &routing.plan)
 }

@@ -1,14 +1,12 @@
 //! Expert feed-forward networks with stacked weights; they know nothing of routing.
 
-mod activation;
-
-pub use activation::Activation;
-
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::activation::relu;
 use burn::tensor::backend::Backend;
-use moe_kernels::{ExpertPlan, MoeBackend, grouped_matmul};
+use burn::tensor::{DType, Tensor};
+pub use moe_kernels::Activation;
+use moe_kernels::{ExpertPlan, FfnWeights, MoeBackend, gelu, grouped_matmul, swiglu};
 
 /// Configuration to create [`Experts`] using the [init function](ExpertsConfig::init).
 #[derive(Config, Debug)]
@@ -87,6 +85,18 @@ impl<B: Backend> Experts<B> {
     pub fn d_hidden(&self) -> usize {
         self.w_out.dims()[1]
     }
+
+    /// The parameters in `dtype`, for [`expert_ffn`](moe_kernels::expert_ffn).
+    pub fn weights(&self, dtype: DType) -> FfnWeights<B> {
+        let bias = |bias: &Option<Param<Tensor<B, 2>>>| bias.as_ref().map(|bias| bias.val().cast(dtype));
+        FfnWeights {
+            w_in: self.w_in.val().cast(dtype),
+            w_out: self.w_out.val().cast(dtype),
+            b_in: bias(&self.b_in),
+            b_out: bias(&self.b_out),
+            activation: self.activation,
+        }
+    }
 }
 
 impl<B: MoeBackend> Experts<B> {
@@ -102,7 +112,21 @@ impl<B: MoeBackend> Experts<B> {
     /// Panics when the shapes do not fit the plan.
     pub fn forward(&self, rows: Tensor<B, 2>, plan: &ExpertPlan<B>) -> Tensor<B, 2> {
         let hidden = grouped_linear(rows, &self.w_in, self.b_in.as_ref(), plan);
-        grouped_linear(self.activation.forward(hidden), &self.w_out, self.b_out.as_ref(), plan)
+        grouped_linear(activate(self.activation, hidden), &self.w_out, self.b_out.as_ref(), plan)
+    }
+}
+
+/// The activation as an op on its own.
+///
+/// # Shapes
+///
+/// - input: `[R, C]` with `C = activation.columns(F)`
+/// - output: `[R, F]`
+pub fn activate<B: MoeBackend>(activation: Activation, input: Tensor<B, 2>) -> Tensor<B, 2> {
+    match activation {
+        Activation::SwiGlu => swiglu(input),
+        Activation::Gelu => gelu(input),
+        Activation::Relu => relu(input),
     }
 }
 

@@ -3,6 +3,9 @@
 //! Each op saves the node of an input only when the other input needs a gradient, the way burn's own matrix product
 //! does, so that gradient checkpointing can recompute it.
 
+mod expert_ffn;
+mod top_k;
+
 use burn_autodiff::Autodiff;
 use burn_autodiff::NodeId;
 use burn_autodiff::checkpoint::base::Checkpointer;
@@ -12,11 +15,15 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind, binary, unary};
 
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use crate::{ExpertPlan, MoeBackend};
+use crate::{ExpertPlan, FfnWeights, MoeBackend};
 
 impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
     fn moe_top_k_indices(scores: FloatTensor<Self>, k: usize) -> IntTensor<Self> {
         B::moe_top_k_indices(scores.primitive, k)
+    }
+
+    fn moe_top_k_values(scores: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
+        top_k::values::<B, C>(scores, indices)
     }
 
     fn moe_plan(experts: IntTensor<Self>, num_experts: usize) -> ExpertPlan<Self> {
@@ -117,6 +124,15 @@ impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
             }
             OpsKind::UnTracked(prep) => prep.finish(B::moe_grouped_matmul(rows.primitive, weight.primitive, &plan)),
         }
+    }
+
+    fn moe_expert_ffn(
+        tokens: FloatTensor<Self>,
+        gates: FloatTensor<Self>,
+        weights: FfnWeights<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FloatTensor<Self> {
+        expert_ffn::expert_ffn(tokens, gates, weights, plan)
     }
 
     fn moe_swiglu(input: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -1,8 +1,5 @@
 //! What stands between the two products of a feed-forward network.
 
-use burn::tensor::Tensor;
-use burn::tensor::activation::relu;
-use moe_kernels::{MoeBackend, gelu, swiglu};
 use serde::{Deserialize, Serialize};
 
 /// The non-linearity of a feed-forward network.
@@ -25,20 +22,6 @@ impl Activation {
         match self {
             Activation::SwiGlu => 2 * d_hidden,
             Activation::Gelu | Activation::Relu => d_hidden,
-        }
-    }
-
-    /// Applies it.
-    ///
-    /// # Shapes
-    ///
-    /// - input: `[R, columns(F)]`
-    /// - output: `[R, F]`
-    pub fn forward<B: MoeBackend>(self, input: Tensor<B, 2>) -> Tensor<B, 2> {
-        match self {
-            Activation::SwiGlu => swiglu(input),
-            Activation::Gelu => gelu(input),
-            Activation::Relu => relu(input),
         }
     }
 }

@@ -1,0 +1,73 @@
+//! The ops of [`MoeBackend`](crate::MoeBackend) that the CPU backends override, for both.
+
+/// The methods, to be called inside an `impl MoeBackend for ..` of a [`HostBackend`](super::HostBackend).
+macro_rules! host_ops {
+    () => {
+        fn moe_top_k_indices(
+            scores: burn::tensor::ops::FloatTensor<Self>,
+            k: usize,
+        ) -> burn::tensor::ops::IntTensor<Self> {
+            $crate::backends::host::top_k::indices::<Self>(scores, k)
+        }
+
+        fn moe_top_k_backward(
+            grad: burn::tensor::ops::FloatTensor<Self>,
+            indices: burn::tensor::ops::IntTensor<Self>,
+            num_experts: usize,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::top_k::backward::<Self>(grad, indices, num_experts)
+        }
+
+        fn moe_expert_ffn(
+            tokens: burn::tensor::ops::FloatTensor<Self>,
+            gates: burn::tensor::ops::FloatTensor<Self>,
+            weights: $crate::FfnWeights<Self>,
+            plan: &$crate::ExpertPlan<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::expert_ffn::forward(tokens, gates, weights, plan, false).0
+        }
+
+        fn moe_expert_ffn_saving(
+            tokens: burn::tensor::ops::FloatTensor<Self>,
+            gates: burn::tensor::ops::FloatTensor<Self>,
+            weights: $crate::FfnWeights<Self>,
+            plan: &$crate::ExpertPlan<Self>,
+        ) -> (burn::tensor::ops::FloatTensor<Self>, burn::tensor::ops::FloatTensor<Self>) {
+            let (output, pre_activation) =
+                $crate::backends::host::expert_ffn::forward(tokens, gates, weights, plan, true);
+            (output, pre_activation.expect("it was asked for"))
+        }
+
+        fn moe_expert_ffn_backward(
+            saved: $crate::FfnSaved<Self>,
+            grad: burn::tensor::ops::FloatTensor<Self>,
+            needs: $crate::FfnNeeds,
+        ) -> $crate::FfnGrads<Self> {
+            $crate::backends::host::expert_ffn::backward(saved, grad, needs)
+        }
+
+        fn moe_swiglu(input: burn::tensor::ops::FloatTensor<Self>) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::activation::swiglu::<Self>(input)
+        }
+
+        fn moe_swiglu_backward(
+            input: burn::tensor::ops::FloatTensor<Self>,
+            grad: burn::tensor::ops::FloatTensor<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::activation::swiglu_backward::<Self>(input, grad)
+        }
+
+        fn moe_gelu(input: burn::tensor::ops::FloatTensor<Self>) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::activation::gelu::<Self>(input)
+        }
+
+        fn moe_gelu_backward(
+            input: burn::tensor::ops::FloatTensor<Self>,
+            grad: burn::tensor::ops::FloatTensor<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::activation::gelu_backward::<Self>(input, grad)
+        }
+    };
+}
+
+pub(in crate::backends) use host_ops;

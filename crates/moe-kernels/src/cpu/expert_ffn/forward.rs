@@ -1,0 +1,147 @@
+//! `y_t = sum_k gate_tk * (activation(x_t W_in + b_in) W_out + b_out)` with the weights of expert `(t, k)`.
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use super::segments::{Segment, TokenPart, cut, split_by_tokens};
+use super::{Problem, gather, resize};
+use crate::cpu::gated::gated_values;
+use crate::cpu::gemm::{Mat, MatMut, Onto, gemm, gemm_unset};
+use crate::cpu::unset::repeat;
+
+/// Rows that are taken through the network together: their copies stay in a core's cache.
+const BLOCK_ROWS: usize = 1024;
+
+/// Writes `output` `[T, D]`, which must be zero, and, when asked, every slot of the pre-activation `[R, C]`.
+pub(crate) fn forward(problem: &Problem<'_>, pre_activation: Option<&mut [MaybeUninit<f32>]>, output: &mut [f32]) {
+    let parts = split_by_tokens(problem.plan, problem.num_tokens(), rayon::current_num_threads());
+    let kept = match pre_activation {
+        Some(buffer) => cut(buffer, problem.columns(), &parts).into_iter().map(Some).collect(),
+        None => parts.iter().map(|_| None).collect::<Vec<_>>(),
+    };
+    let outputs = cut_tokens(output, problem.d_model, &parts);
+    let work: Vec<_> = parts.iter().zip(kept).zip(outputs).collect();
+    work.into_par_iter().for_each(|((part, kept), output)| forward_part(problem, part, kept, output));
+}
+
+/// Cuts `buffer` `[T, width]` along the parts.
+pub(super) fn cut_tokens<'a>(mut buffer: &'a mut [f32], width: usize, parts: &[TokenPart]) -> Vec<&'a mut [f32]> {
+    let mut pieces = Vec::with_capacity(parts.len());
+    for part in parts {
+        let (piece, rest) = buffer.split_at_mut(part.tokens.len() * width);
+        pieces.push(piece);
+        buffer = rest;
+    }
+    pieces
+}
+
+/// Buffers of one thread.
+#[derive(Default)]
+struct Scratch {
+    tokens: Vec<f32>,
+    gates: Vec<f32>,
+    pre_activation: Vec<f32>,
+    hidden: Vec<f32>,
+    output: Vec<f32>,
+}
+
+fn forward_part(
+    problem: &Problem<'_>,
+    part: &TokenPart,
+    kept: Option<Vec<&mut [MaybeUninit<f32>]>>,
+    output: &mut [f32],
+) {
+    let mut scratch = Scratch::default();
+    let first_token = part.tokens.start;
+    let mut kept = kept.map(Vec::into_iter);
+    for segment in &part.segments {
+        let mut kept = kept.as_mut().map(|kept| kept.next().expect("as many pieces as segments"));
+        for block in blocks(segment) {
+            let kept = kept.as_mut().map(|kept| {
+                let (piece, rest) = std::mem::take(kept).split_at_mut(block.rows.len() * problem.columns());
+                *kept = rest;
+                piece
+            });
+            forward_block(problem, &block, kept, &mut scratch);
+            add_to_tokens(problem, &block, &scratch.output, first_token, output);
+            if let Some(bias) = problem.b_out(block.expert) {
+                add_bias(problem, &block, bias, &scratch.gates, first_token, output);
+            }
+        }
+    }
+}
+
+/// A segment in pieces of at most [`BLOCK_ROWS`] rows, nearly equal.
+pub(super) fn blocks(segment: &Segment) -> impl Iterator<Item = Segment> + use<> {
+    let (expert, rows) = (segment.expert, segment.rows.clone());
+    let count = rows.len().div_ceil(BLOCK_ROWS);
+    let boundary = move |i: usize| rows.start + i * rows.len() / count;
+    (0..count).map(move |i| Segment { expert, rows: boundary(i)..boundary(i + 1) })
+}
+
+/// Leaves `gate * activation(..) W_out` of the block's rows in `scratch.output`.
+fn forward_block(problem: &Problem<'_>, block: &Segment, kept: Option<&mut [MaybeUninit<f32>]>, scratch: &mut Scratch) {
+    let (n, d, f, c) = (block.rows.len(), problem.d_model, problem.d_hidden, problem.columns());
+    gather(problem.tokens, d, 0..d, &problem.plan.token_of_row[block.rows.clone()], &mut scratch.tokens);
+    problem.gates_of(block.rows.clone(), &mut scratch.gates);
+
+    scratch.pre_activation.clear();
+    scratch.pre_activation.reserve(n * c);
+    let z = kept.unwrap_or_else(|| &mut scratch.pre_activation.spare_capacity_mut()[..n * c]);
+    let z = first_product(z, &scratch.tokens, problem.w_in(block.expert), problem.b_in(block.expert), [n, d, c]);
+
+    let hidden = resize(&mut scratch.hidden, n * f);
+    gated_values(problem.activation, z, &scratch.gates, hidden, f);
+    let output = MatMut::new(resize(&mut scratch.output, n * d), n, d);
+    gemm(output, Onto::Overwrite, Mat::new(hidden, n, f), Mat::new(problem.w_out(block.expert), f, d));
+}
+
+/// `tokens W_in + b_in` in the slots `[n, C]`.
+fn first_product<'a>(
+    slots: &'a mut [MaybeUninit<f32>],
+    tokens: &[f32],
+    w_in: &[f32],
+    b_in: Option<&[f32]>,
+    [n, d, c]: [usize; 3],
+) -> &'a mut [f32] {
+    let (tokens, w_in) = (Mat::new(tokens, n, d), Mat::new(w_in, d, c));
+    let Some(bias) = b_in else { return gemm_unset(slots, tokens, w_in) };
+    let rows = repeat(slots, bias);
+    gemm(MatMut::new(rows, n, c), Onto::Add, tokens, w_in);
+    rows
+}
+
+/// Adds each row `[D]` to its token; `output` starts at `first_token`.
+pub(super) fn add_to_tokens(
+    problem: &Problem<'_>,
+    block: &Segment,
+    rows: &[f32],
+    first_token: usize,
+    output: &mut [f32],
+) {
+    let d = problem.d_model;
+    for (row, &token) in rows.chunks_exact(d).zip(&problem.plan.token_of_row[block.rows.clone()]) {
+        let start = (token as usize - first_token) * d;
+        for (y, x) in output[start..start + d].iter_mut().zip(row) {
+            *y += x;
+        }
+    }
+}
+
+fn add_bias(
+    problem: &Problem<'_>,
+    block: &Segment,
+    bias: &[f32],
+    gates: &[f32],
+    first_token: usize,
+    output: &mut [f32],
+) {
+    let d = problem.d_model;
+    for (gate, &token) in gates.iter().zip(&problem.plan.token_of_row[block.rows.clone()]) {
+        let start = (token as usize - first_token) * d;
+        for (y, b) in output[start..start + d].iter_mut().zip(bias) {
+            *y += gate * b;
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Top-K of each row by insertion into a sorted list of at most `k`.
+
+use rayon::prelude::*;
+
+/// Rows that a thread takes at a time.
+const BLOCK_ROWS: usize = 256;
+
+/// Columns of the `k` largest scores of each row of `scores` `[T, E]`, best first, in `chosen` `[T, K]`.
+///
+/// The lower column wins a tie; a NaN counts as minus infinity.
+pub(crate) fn top_k(scores: &[f32], num_experts: usize, k: usize, chosen: &mut [i32]) {
+    let blocks = chosen.par_chunks_mut(BLOCK_ROWS * k).zip(scores.par_chunks(BLOCK_ROWS * num_experts));
+    blocks.for_each(|(chosen, scores)| {
+        let mut best = vec![0.0; k];
+        for (chosen, row) in chosen.chunks_exact_mut(k).zip(scores.chunks_exact(num_experts)) {
+            best_of_row(row, &mut best, chosen);
+        }
+    });
+}
+
+/// `best` is room for the scores of `chosen`.
+fn best_of_row(row: &[f32], best: &mut [f32], chosen: &mut [i32]) {
+    let k = best.len();
+    let mut found = 0;
+    for (candidate, &score) in row.iter().enumerate() {
+        let score = if score.is_nan() { f32::NEG_INFINITY } else { score };
+        if found == k && score <= best[k - 1] {
+            continue;
+        }
+        let mut place = found.min(k - 1);
+        found = (found + 1).min(k);
+        while place > 0 && best[place - 1] < score {
+            best[place] = best[place - 1];
+            chosen[place] = chosen[place - 1];
+            place -= 1;
+        }
+        best[place] = score;
+        chosen[place] = candidate as i32;
+    }
+}
+
+/// Gradient of the chosen scores: `grad` and `chosen` `[T, K]` to `grad_scores` `[T, E]`, which must be zero.
+pub(crate) fn top_k_backward(grad: &[f32], chosen: &[i64], k: usize, num_experts: usize, grad_scores: &mut [f32]) {
+    let rows = grad_scores.chunks_exact_mut(num_experts).zip(grad.chunks_exact(k)).zip(chosen.chunks_exact(k));
+    for ((row, grad), chosen) in rows {
+        for (&grad, &column) in grad.iter().zip(chosen) {
+            row[column as usize] += grad;
+        }
+    }
+}

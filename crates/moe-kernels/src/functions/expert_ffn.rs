@@ -1,0 +1,56 @@
+//! The whole grouped feed-forward network as one op.
+
+use burn::tensor::Tensor;
+
+use super::{primitive, tensor};
+use crate::{ExpertPlan, FfnWeights, MoeBackend};
+
+/// Sends every token through its experts and sums their outputs, weighted by the gates:
+/// `y_t = sum_k gate_tk * (activation(x_t W_in + b_in) W_out + b_out)` with the parameters of expert `(t, k)`.
+///
+/// The same as [`dispatch_rows`](crate::dispatch_rows), two [`grouped_matmul`](crate::grouped_matmul)s around an
+/// activation, and [`combine_rows`](crate::combine_rows), with a backward pass of its own that keeps the pre-activation
+/// `[R, C]` and nothing else: neither the tokens sorted by expert, nor the activations, nor the experts' outputs. The
+/// gradient of a gate needs the expert's output only through a dot product, `dgate = dy . (a W_out) = (dy W_out^T) . a`,
+/// and the right-hand side is at hand.
+///
+/// An expert without tokens costs nothing and gets a zero gradient.
+///
+/// # Shapes
+///
+/// - tokens: `[T, D]`
+/// - gates: `[T, K]`
+/// - weights: see [`FfnWeights`]
+/// - output: `[T, D]`
+///
+/// All of one dtype.
+///
+/// # Panics
+///
+/// Panics when the shapes do not fit each other or the plan.
+pub fn expert_ffn<B: MoeBackend>(
+    tokens: Tensor<B, 2>,
+    gates: Tensor<B, 2>,
+    weights: FfnWeights<B>,
+    plan: &ExpertPlan<B>,
+) -> Tensor<B, 2> {
+    let [num_tokens, width] = tokens.dims();
+    assert_eq!(num_tokens, plan.num_tokens(), "expert_ffn: tokens [T, D] and the plan disagree on T");
+    assert_eq!(gates.dims(), [plan.num_tokens(), plan.top_k()], "expert_ffn: gates must be [T, K]");
+    assert_eq!(weights.num_experts(), plan.num_experts(), "expert_ffn: w_in [E, D, C] and the plan disagree on E");
+    assert_eq!(width, weights.d_model(), "expert_ffn: tokens [T, D] and w_in [E, D, C] disagree on D");
+    check_weights(&weights);
+    tensor(B::moe_expert_ffn(primitive(tokens), primitive(gates), weights, plan))
+}
+
+fn check_weights<B: MoeBackend>(weights: &FfnWeights<B>) {
+    let (e, d, f, c) = (weights.num_experts(), weights.d_model(), weights.d_hidden(), weights.columns());
+    assert_eq!(c, weights.activation.columns(f), "expert_ffn: w_in [E, D, C] and w_out [E, F, D] disagree on F");
+    assert_eq!(weights.w_out.dims(), [e, f, d], "expert_ffn: w_out must be [E, F, D]");
+    if let Some(bias) = &weights.b_in {
+        assert_eq!(bias.dims(), [e, c], "expert_ffn: b_in must be [E, C]");
+    }
+    if let Some(bias) = &weights.b_out {
+        assert_eq!(bias.dims(), [e, d], "expert_ffn: b_out must be [E, D]");
+    }
+}

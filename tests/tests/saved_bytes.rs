@@ -1,0 +1,97 @@
+//! What autodiff keeps between the forward and the backward pass of an MoE layer, counted by the allocator.
+//!
+//! A program of its own: the count is that of the whole process.
+
+#![cfg(feature = "flex")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicIsize, Ordering};
+
+use burn::tensor::{Distribution, Tensor};
+use moe_layers::{MoeConfig, dispatch};
+use moe_tests::Flex as AD;
+
+/// Shape B of the layer benchmark: T, D, F, E, K.
+const SHAPE: [usize; 5] = [2048, 512, 128, 64, 8];
+/// Room for gates and indices.
+const SLACK: f64 = 1.1;
+
+struct Counting;
+
+static LIVE: AtomicIsize = AtomicIsize::new(0);
+
+// SAFETY: every call is passed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LIVE.fetch_add(layout.size() as isize, Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size() as isize, Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Tests of this file run one after the other.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Bytes that are alive after `forward` made an output of `output_bytes`, beside that output.
+fn kept_by<T>(output_bytes: usize, forward: impl Fn() -> T) -> f64 {
+    drop(forward()); // whatever is made once and for all
+    let before = LIVE.load(Ordering::Relaxed);
+    let output = forward();
+    let kept = LIVE.load(Ordering::Relaxed) - before;
+    drop(output);
+    (kept - output_bytes as isize) as f64
+}
+
+/// `4 * (T * D + 2 * T * K * F)`: the tokens and the pre-activation in f32.
+fn unavoidable() -> f64 {
+    let [t, d, f, _, k] = SHAPE;
+    4.0 * (t * d + 2 * t * k * f) as f64
+}
+
+fn assert_within(kept: f64, unavoidable: f64) {
+    let allowed = SLACK * unavoidable;
+    println!("kept {:.1} MB, unavoidable {:.1} MB", kept / 1e6, unavoidable / 1e6);
+    assert!(kept >= unavoidable, "{kept} bytes are less than what backward needs: the count is wrong");
+    assert!(kept <= allowed, "{kept} bytes are kept, {allowed} are allowed");
+}
+
+#[test]
+fn the_expert_network_keeps_its_input_and_the_pre_activation() {
+    let _alone = ALONE.lock();
+    let (device, [t, d, f, e, k]) = (Default::default(), SHAPE);
+    let moe = MoeConfig::new(d, f, e, k).init::<AD>(&device);
+    let source = Tensor::<AD, 2>::random([t, d], Distribution::Default, &device).require_grad();
+    let kept = kept_by(4 * t * d, || {
+        let tokens = source.clone() * 0.5;
+        let routing = moe.router.forward(tokens.clone());
+        let routing = moe_layers::Routing {
+            gates: Tensor::from_inner(routing.gates.inner()).require_grad(),
+            logits: Tensor::zeros([1, 1], &device),
+            probs: Tensor::zeros([1, 1], &device),
+            ..routing
+        };
+        dispatch::grouped(tokens, &moe.experts, &routing)
+    });
+    assert_within(kept, unavoidable());
+}
+
+#[test]
+fn a_whole_layer_keeps_the_scores_of_its_router_besides() {
+    let _alone = ALONE.lock();
+    let (device, [t, d, f, e, k]) = (Default::default(), SHAPE);
+    let moe = MoeConfig::new(d, f, e, k).init::<AD>(&device);
+    let source = Tensor::<AD, 2>::random([t, d], Distribution::Default, &device).require_grad();
+    let kept = kept_by(4 * t * d, || moe.forward(source.clone() * 0.5));
+    let scores = 4.0 * (2 * t * e) as f64; // logits and probabilities, which the layer returns
+    assert_within(kept, unavoidable() + scores);
+}
