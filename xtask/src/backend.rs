@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-/// A burn backend; each is a cargo feature of the same name in `moe-train` and `moe-tests`.
+/// A burn backend; each is a cargo feature of the same name in `moe-train`, `moe-bench` and `moe-tests`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Backend {
     /// burn-flex, on the CPU

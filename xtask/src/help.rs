@@ -1,7 +1,7 @@
 //! `cargo xtask train --help`, answered without building anything.
 //!
-//! The options of `moe-train` are kept as text files in `xtask/help`; `cargo xtask check help` builds the program and
-//! compares them, `cargo xtask help-texts --write` makes them again.
+//! The options of `moe-train` and `moe-bench` are kept as text files in `xtask/help`; `cargo xtask check help` builds the
+//! programs and compares them, `cargo xtask help-texts --write` makes them again.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,19 +11,19 @@ use crate::backend::Backend;
 use crate::cargo;
 use crate::program::{self, Program, Request};
 
-/// What `cargo xtask PROGRAM --help` prints: our own two options, then those of `moe-train`.
+/// What `cargo xtask PROGRAM --help` prints: our own options, then those of the program.
 pub(crate) fn text(program: Program) -> String {
-    let name = program.name();
-    let theirs = kept(program);
+    let (name, package, theirs) = (program.name(), program.package(), kept(program));
+    let release = if program.always_release() { "" } else { RELEASE };
+    let usage = if program.always_release() { "" } else { " [--release]" };
     format!(
-        "Builds moe-train with one backend and runs `moe-train {name}` with all other arguments.
+        "Builds {package} with one backend and runs it with all other arguments.
 
-Usage: cargo xtask {name} [--backend BACKEND] [--release] [ARGUMENTS of moe-train]
+Usage: cargo xtask {name} [--backend BACKEND]{usage} [ARGUMENTS of {package}]
 
 Options of xtask:
       --backend <BACKEND>  flex (default), ndarray, wgpu or cuda: the one that is compiled in
-      --release            Build with the release profile
-      --                   Pass everything that follows to moe-train
+{release}      --                   Pass everything that follows to {package}
 
 The same arguments without xtask:
 
@@ -31,24 +31,37 @@ The same arguments without xtask:
     )
 }
 
-/// The kept help text of one subcommand of `moe-train`.
+const RELEASE: &str = "      --release            Build with the release profile\n";
+
+/// The kept help text of one subcommand of `moe-train`, or of all of `moe-bench`.
 fn kept(program: Program) -> &'static str {
     match program {
         Program::Train => include_str!("../help/train.txt"),
         Program::Eval => include_str!("../help/eval.txt"),
         Program::Generate => include_str!("../help/generate.txt"),
         Program::Report => include_str!("../help/report.txt"),
+        Program::Bench => include_str!("../help/bench.txt"),
     }
 }
 
-/// Builds `moe-train` and compares its help with the kept texts, or writes them.
+/// The subcommands whose help makes up one kept text.
+fn subcommands(program: Program) -> &'static [&'static str] {
+    match program {
+        Program::Train => &["train"],
+        Program::Eval => &["eval"],
+        Program::Generate => &["generate"],
+        Program::Report => &["report"],
+        Program::Bench => &["layer", "step"],
+    }
+}
+
+/// Builds `moe-train` and `moe-bench` and compares their help with the kept texts, or writes them.
 pub(crate) fn compare(write: bool) -> Result<()> {
     let request = Request { backend: Backend::Flex, release: false, help: false, rest: Vec::new() };
-    let binary = program::build(&request)?;
     let mut stale = Vec::new();
     for program in Program::ALL {
         let path = file(program);
-        let now = cargo::output(Command::new(&binary).args([program.name(), "--help"]))?;
+        let now = current(program, &request)?;
         if write {
             std::fs::write(&path, &now).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         } else if std::fs::read_to_string(&path).ok().as_ref() != Some(&now) {
@@ -64,6 +77,13 @@ pub(crate) fn compare(write: bool) -> Result<()> {
     ))
 }
 
+fn current(program: Program, request: &Request) -> Result<String> {
+    let binary = program::build(program.package(), request)?;
+    let help = |name: &&str| cargo::output(Command::new(&binary).args([*name, "--help"]));
+    let texts: Result<Vec<_>> = subcommands(program).iter().map(help).collect();
+    texts.map(|texts| texts.join("\n"))
+}
+
 fn file(program: Program) -> PathBuf {
     cargo::root().join("xtask/help").join(program.name()).with_extension("txt")
 }
@@ -76,8 +96,11 @@ mod tests {
     fn help_names_our_options_and_shows_those_of_the_program() {
         for program in Program::ALL {
             let text = text(program);
-            assert!(text.contains("--backend <BACKEND>") && text.contains("--release"));
-            assert!(text.contains(&format!("Usage: moe-train {} ", program.name())), "{text}");
+            assert!(text.contains("--backend <BACKEND>"));
+            assert_eq!(text.contains("--release"), !program.always_release(), "{text}");
+            for name in subcommands(program) {
+                assert!(text.contains(&format!("Usage: {} {name} ", program.package())), "{text}");
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Builds and runs the programs and the checks of this workspace: `cargo xtask --help`.
 //!
 //! The task runner depends on an argument parser and a JSON reader only, so it is there within seconds. It never links
-//! burn: it asks cargo to build `moe-train` with exactly the backend that was asked for, and runs that.
+//! burn: it asks cargo to build a program with exactly the backend that was asked for, and runs that.
 
 mod backend;
 mod bundle;
@@ -44,6 +44,8 @@ enum Task {
     Generate(Passed),
     /// Writes the report of a run again [--backend ..] [--release] [options of moe-train]
     Report(Passed),
+    /// Measures layers or training steps [--backend ..] layer|step [options of moe-bench]
+    Bench(Passed),
     /// Runs the cross-backend suite (package `moe-tests`) on one backend
     Test {
         /// The backend to test, the only one that is compiled in
@@ -76,7 +78,7 @@ enum Task {
     },
 }
 
-/// Arguments that `moe-train` parses; [`program::split`] takes out the two that are ours.
+/// Arguments that `moe-train` or `moe-bench` parses; [`program::split`] takes out the two that are ours.
 #[derive(Args)]
 #[command(disable_help_flag = true)]
 struct Passed {
@@ -100,6 +102,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Eval(_) => program::run(Program::Eval, arguments()),
         Task::Generate(_) => program::run(Program::Generate, arguments()),
         Task::Report(_) => program::run(Program::Report, arguments()),
+        Task::Bench(_) => program::run(Program::Bench, arguments()),
         Task::Test { backend, args } => suite::run(backend, &args),
         Task::Check { checks } => checks::run(&checks),
         Task::HelpTexts { write } => help::compare(write),

@@ -1,4 +1,4 @@
-//! `cargo xtask train|eval|generate|report`: build `moe-train` with one backend and become it.
+//! `cargo xtask train|eval|generate|report|bench`: build `moe-train` or `moe-bench` with one backend and become it.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,25 +8,42 @@ use crate::Result;
 use crate::backend::Backend;
 use crate::{cargo, help};
 
-/// The subcommands of `moe-train`.
+/// The subcommands of `moe-train`, and `moe-bench`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
     Train,
     Eval,
     Generate,
     Report,
+    Bench,
 }
 
 impl Program {
-    pub(crate) const ALL: [Self; 4] = [Self::Train, Self::Eval, Self::Generate, Self::Report];
+    pub(crate) const ALL: [Self; 5] = [Self::Train, Self::Eval, Self::Generate, Self::Report, Self::Bench];
 
-    /// The subcommand's name, for us and for `moe-train`.
+    /// The package whose program it is; the program has the same name.
+    pub(crate) fn package(self) -> &'static str {
+        if self == Self::Bench { "moe-bench" } else { "moe-train" }
+    }
+
+    /// Whether it is built with the release profile without being asked: only that is worth measuring.
+    pub(crate) fn always_release(self) -> bool {
+        self == Self::Bench
+    }
+
+    /// What comes before the user's arguments.
+    fn subcommand(self) -> Option<&'static str> {
+        (self != Self::Bench).then(|| self.name())
+    }
+
+    /// The subcommand's name, for us and, if it is one of its, for `moe-train`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Train => "train",
             Self::Eval => "eval",
             Self::Generate => "generate",
             Self::Report => "report",
+            Self::Bench => "bench",
         }
     }
 }
@@ -42,13 +59,14 @@ pub(crate) struct Request {
 
 /// Builds the program and replaces this process by it, so that signals and the exit code are the program's own.
 pub(crate) fn run(program: Program, args: impl Iterator<Item = OsString>) -> Result<()> {
-    let request = split(args)?;
+    let mut request = split(args)?;
     if request.help {
         print!("{}", help::text(program));
         return Ok(());
     }
-    let path = build(&request)?;
-    become_program(Command::new(path).arg(program.name()).args(request.rest))
+    request.release |= program.always_release();
+    let path = build(program.package(), &request)?;
+    become_program(Command::new(path).args(program.subcommand()).args(request.rest))
 }
 
 /// Takes `--backend NAME`, `--backend=NAME` and `--release` out, wherever they stand before a `--`.
@@ -76,16 +94,16 @@ fn backend(value: Option<OsString>) -> Result<Backend> {
     Backend::parse(&value.to_string_lossy())
 }
 
-/// Builds `moe-train` and returns where it is.
-pub(crate) fn build(request: &Request) -> Result<std::path::PathBuf> {
+/// Builds the program of `package` and returns where it is.
+pub(crate) fn build(package: &str, request: &Request) -> Result<std::path::PathBuf> {
     let mut command = cargo::cargo();
-    command.args(["build", "--package", "moe-train", "--bin", "moe-train", "--no-default-features"]);
+    command.args(["build", "--package", package, "--bin", package, "--no-default-features"]);
     command.args(["--features", request.backend.feature()]);
     if request.release {
         command.arg("--release");
     }
-    let built = cargo::build(&mut command, "moe-train")?;
-    built.into_iter().next().ok_or_else(|| "cargo built no program for the package moe-train".into())
+    let built = cargo::build(&mut command, package)?;
+    built.into_iter().next().ok_or_else(|| format!("cargo built no program for the package {package}"))
 }
 
 #[cfg(unix)]
@@ -145,6 +163,13 @@ mod tests {
         assert_eq!(request.backend, Backend::Flex);
         assert!(!request.help);
         assert_eq!(request.rest, ["--seed", "7", "--backend", "wgpu", "--help"]);
+    }
+
+    #[test]
+    fn the_benchmark_has_its_own_package_and_always_the_release_profile() {
+        let theirs = |program: Program| (program.package(), program.always_release(), program.subcommand());
+        assert_eq!(theirs(Program::Train), ("moe-train", false, Some("train")));
+        assert_eq!(theirs(Program::Bench), ("moe-bench", true, None));
     }
 
     #[test]
