@@ -23,6 +23,52 @@ pub type Wgpu = Autodiff<burn::backend::Wgpu>;
 #[cfg(feature = "cuda")]
 pub type Cuda = Autodiff<burn::backend::Cuda>;
 
+/// The backend under a Fusion.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub trait Unfuse {
+    /// The same backend without Fusion.
+    type Unfused: burn::tensor::backend::Backend;
+}
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+impl<B: burn_fusion::FusionBackend> Unfuse for burn_fusion::Fusion<B> {
+    type Unfused = B;
+}
+
+/// burn-wgpu without Fusion.
+#[cfg(feature = "wgpu")]
+pub type WgpuUnfused = Autodiff<<burn::backend::Wgpu as Unfuse>::Unfused>;
+
+/// burn-cuda without Fusion.
+#[cfg(feature = "cuda")]
+pub type CudaUnfused = Autodiff<<burn::backend::Cuda as Unfuse>::Unfused>;
+
+/// The runtime of a CubeCL backend.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub trait OnCube {
+    /// What compiles and launches its kernels.
+    type Runtime: burn_cubecl::CubeRuntime;
+}
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+impl<R, F, I, BT> OnCube for burn_cubecl::CubeBackend<R, F, I, BT>
+where
+    R: burn_cubecl::CubeRuntime,
+    F: burn_cubecl::FloatElement,
+    I: burn_cubecl::IntElement,
+    BT: burn_cubecl::BoolElement,
+{
+    type Runtime = R;
+}
+
+/// The runtime of burn-wgpu.
+#[cfg(feature = "wgpu")]
+pub type WgpuRuntime = <<burn::backend::Wgpu as Unfuse>::Unfused as OnCube>::Runtime;
+
+/// The runtime of burn-cuda.
+#[cfg(feature = "cuda")]
+pub type CudaRuntime = <<burn::backend::Cuda as Unfuse>::Unfused as OnCube>::Runtime;
+
 /// How many of `steps` training steps a test takes: a software GPU, at seconds a step, only the first few.
 pub fn steps(steps: usize) -> usize {
     if on_software_gpu() { steps.min(5) } else { steps }
@@ -53,5 +99,29 @@ macro_rules! on_every_backend {
         mod wgpu { $(#[test] fn $name() { super::$name::<$crate::Wgpu>(&$crate::wgpu_device()) })+ }
         #[cfg(feature = "cuda")]
         mod cuda { $(#[test] fn $name() { super::$name::<$crate::Cuda>(&Default::default()) })+ }
+    };
+}
+
+/// [`on_every_backend!`], and once more without Fusion where a backend has it.
+#[macro_export]
+macro_rules! on_every_backend_and_unfused {
+    ($($name:ident),+ $(,)?) => {
+        $crate::on_every_backend!($($name),+);
+        #[cfg(feature = "wgpu")]
+        mod wgpu_unfused { $(#[test] fn $name() { super::$name::<$crate::WgpuUnfused>(&$crate::wgpu_device()) })+ }
+        #[cfg(feature = "cuda")]
+        mod cuda_unfused { $(#[test] fn $name() { super::$name::<$crate::CudaUnfused>(&Default::default()) })+ }
+    };
+}
+
+/// One test per named function `name::<R>(device)`, generic over the CubeCL runtime, and enabled runtime.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[macro_export]
+macro_rules! on_unfused_cube {
+    ($($name:ident),+ $(,)?) => {
+        #[cfg(feature = "wgpu")]
+        mod wgpu { $(#[test] fn $name() { super::$name::<$crate::WgpuRuntime>(&$crate::wgpu_device()) })+ }
+        #[cfg(feature = "cuda")]
+        mod cuda { $(#[test] fn $name() { super::$name::<$crate::CudaRuntime>(&Default::default()) })+ }
     };
 }

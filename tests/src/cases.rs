@@ -1,4 +1,4 @@
-//! One catalogue of routing situations feeds every suite.
+//! One catalogue of routing situations feeds every suite and the benchmarks: what is timed large is tested small.
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -27,6 +27,24 @@ const fn case(name: &'static str, sizes: [usize; 5], busy: usize) -> Case {
     Case { name, tokens, experts, top_k, d_model, d_hidden, busy }
 }
 
+/// The shapes of the layer benchmark on a CPU; the letter is the name in every record.
+pub const BENCHES: &[Case] = &[
+    case("A", [2048, 8, 2, 512, 640], 8),
+    case("B", [2048, 64, 8, 512, 128], 64),
+    case("C", [4096, 16, 2, 256, 256], 16),
+    case("D", [3200, 8, 1, 192, 768], 8),
+];
+
+/// The shapes of the layer benchmark on a GPU: many small experts, and a few of Mixtral's size.
+pub const GPU_BENCHES: &[Case] =
+    &[case("G", [16_384, 64, 8, 2048, 1024], 64), case("H", [4096, 8, 2, 4096, 14_336], 8)];
+
+/// A shape of [`BENCHES`] with the same experts, its other sizes divided so that an oracle is quick.
+const fn relative(name: &'static str, of: &Case) -> Case {
+    let (tokens, width) = (of.tokens / 64, 16);
+    case(name, [tokens, of.experts, of.top_k, of.d_model / width, of.d_hidden / width], of.busy)
+}
+
 /// Every situation that has its own way to go wrong.
 pub const CASES: &[Case] = &[
     case("regular", [16, 4, 2, 8, 12], 4),
@@ -40,6 +58,19 @@ pub const CASES: &[Case] = &[
     case("one expert", [5, 1, 1, 4, 3], 1),
     case("several blocks of rows", [2100, 2, 1, 3, 2], 1),
     case("many small experts", [24, 32, 6, 6, 2], 32),
+    relative("bench A, small", &BENCHES[0]),
+    relative("bench B, small", &BENCHES[1]),
+    relative("bench C, small", &BENCHES[2]),
+    relative("bench D, small", &BENCHES[3]),
+];
+
+/// Larger than what a GPU's kernels do at once: several blocks of slots, more experts than a block has units, several
+/// tiles for an expert and a ragged last one, nearly all rows with one expert.
+pub const LARGE_CASES: &[Case] = &[
+    case("several blocks of slots", [301, 7, 3, 8, 12], 7),
+    case("more experts than a block", [90, 300, 4, 4, 6], 290),
+    case("several tiles each", [130, 3, 2, 36, 20], 3),
+    case("two experts own all", [97, 9, 2, 19, 35], 2),
 ];
 
 impl Case {

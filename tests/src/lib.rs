@@ -8,5 +8,5 @@ mod cases;
 mod compare;
 
 pub use backends::*;
-pub use cases::{CASES, Case};
+pub use cases::{BENCHES, CASES, Case, GPU_BENCHES, LARGE_CASES};
 pub use compare::{ABSOLUTE, RELATIVE, assert_close, host, random, tensor};

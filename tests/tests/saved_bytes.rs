@@ -2,6 +2,8 @@
 //!
 //! A program of its own: the count is that of the whole process.
 
+#![cfg(feature = "flex")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicIsize, Ordering};

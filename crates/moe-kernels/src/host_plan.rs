@@ -11,7 +11,6 @@ pub(crate) struct HostPlan {
     pub(crate) slot_of_row: Vec<u32>,
     /// Token `t` of each row, ascending within an expert.
     pub(crate) token_of_row: Vec<u32>,
-    num_tokens: usize,
 }
 
 impl HostPlan {
@@ -39,7 +38,7 @@ impl HostPlan {
 
     fn new_sorted(offsets: Vec<usize>, slot_of_row: Vec<u32>, top_k: usize) -> Self {
         let token_of_row = slot_of_row.iter().map(|&slot| slot / top_k as u32).collect();
-        Self { offsets, num_tokens: slot_of_row.len() / top_k, slot_of_row, token_of_row }
+        Self { offsets, slot_of_row, token_of_row }
     }
 
     /// Row of each slot, the inverse of `slot_of_row`.
@@ -49,11 +48,6 @@ impl HostPlan {
             rows[slot as usize] = row as u32;
         }
         rows
-    }
-
-    /// `T`.
-    pub(crate) fn num_tokens(&self) -> usize {
-        self.num_tokens
     }
 
     /// `R = T * K`.
@@ -72,6 +66,7 @@ impl HostPlan {
     }
 
     /// Values of the rows in the order of the slots.
+    #[cfg(feature = "cpu")]
     pub(crate) fn by_slot<T: Copy + Default>(&self, values: &[T]) -> Vec<T> {
         let mut out = vec![T::default(); values.len()];
         for (&value, &slot) in values.iter().zip(&self.slot_of_row) {

@@ -45,9 +45,13 @@
 //! # Backends
 //!
 //! Choose the implementations with cargo features: `flex` (default), `ndarray`, `cube` (every CubeCL runtime, with
-//! and without Fusion). `Autodiff<B, C>` works over all of them, under both checkpointing strategies. The bodies
-//! are the portable ones of the crate-private `portable` module so far: they call the backend's own matrix product
-//! once per expert, and read routing indices on the host.
+//! and without Fusion). `Autodiff<B, C>` works over all of them, under both checkpointing strategies. What a backend
+//! does not bring itself is the portable body of the crate-private `portable` module, which calls the backend's own
+//! matrix product once per expert, and reads routing indices on the host.
+//!
+//! On CubeCL the ops are kernels of the `cube` module (GELU is made of burn's element-wise ops), under Fusion
+//! each is one operation of the stream: nothing is read on the host, forward or backward, so a layer never waits for
+//! the device. An expert index out of range cannot panic there; it counts as the last expert.
 //!
 //! Letters in shapes: `T` tokens, `K` experts per token, `E` experts, `R = T * K` rows, `D`, `I`, `O` widths.
 
@@ -56,6 +60,8 @@ mod adamw;
 mod backends;
 #[cfg(feature = "cpu")]
 mod cpu;
+#[cfg(feature = "cube")]
+pub mod cube;
 mod ffn;
 mod functions;
 mod host_plan;

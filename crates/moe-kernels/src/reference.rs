@@ -2,6 +2,10 @@
 //!
 //! Matrices are row-major. `R = T * K`; row `r` of the sorted layout holds slot `sorted_slots(..)[r]`.
 
+mod fused;
+
+pub use fused::*;
+
 use crate::Activation;
 
 /// Columns of the `k` largest scores of each row of `scores` `[T, E]`, by `k` passes; the lower column wins a tie.
@@ -211,58 +215,43 @@ fn normal_cdf(x: f64) -> f64 {
     0.5 + density * sum
 }
 
-/// Rows of `x` `[T, D]` to mean square 1, or with `beta` to mean 0 and variance 1; then gain and shift.
-pub fn norm(x: &[f64], gamma: &[f64], beta: Option<&[f64]>, epsilon: f64) -> Vec<f64> {
-    let width = gamma.len() as f64;
-    let row = |x: &[f64]| {
-        let mean = if beta.is_some() { x.iter().sum::<f64>() / width } else { 0.0 };
-        let square = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / width;
-        let channel = |d: usize| (x[d] - mean) / (square + epsilon).sqrt() * gamma[d] + beta.map_or(0.0, |b| b[d]);
-        (0..x.len()).map(channel).collect::<Vec<_>>()
-    };
-    x.chunks(gamma.len()).flat_map(row).collect()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Softmax of each row of `x` `[T, V]`.
-pub fn softmax(x: &[f64], width: usize) -> Vec<f64> {
-    let lse = log_sum_exp(x, width);
-    x.iter().enumerate().map(|(i, x)| (x - lse[i / width]).exp()).collect()
-}
+    /// Central differences in f64: truncation near 1e-10, rounding near 1e-10.
+    const STEP: f64 = 1e-6;
+    const TOLERANCE: f64 = 1e-7;
 
-/// `log sum exp` of each row of `x` `[T, V]`.
-pub fn log_sum_exp(x: &[f64], width: usize) -> Vec<f64> {
-    let row = |row: &[f64]| {
-        let largest = row.iter().fold(f64::NEG_INFINITY, |m, x| m.max(*x));
-        largest + row.iter().map(|x| (x - largest).exp()).sum::<f64>().ln()
-    };
-    x.chunks(width).map(row).collect()
-}
+    /// Numbers in `-1..1` without a pattern.
+    fn numbers(n: usize, seed: usize) -> Vec<f64> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729) as f64 * 0.618).sin()).collect()
+    }
 
-/// Channels `i` and `i + A / 2` of each row of `A` numbers turned by `angles[i]`; row `r` is at position `r / heads % S`,
-/// `angles` is `[S, A / 2]`.
-pub fn rotary(x: &[f64], angles: &[f64], width: usize, heads: usize) -> Vec<f64> {
-    let (half, mut out) = (width / 2, x.to_vec());
-    for (r, row) in out.chunks_mut(width).enumerate() {
-        let position = r / heads % (angles.len() / half);
-        for i in 0..half {
-            let (sin, cos) = angles[position * half + i].sin_cos();
-            (row[i], row[i + half]) = (row[i] * cos - row[i + half] * sin, row[i + half] * cos + row[i] * sin);
+    #[test]
+    fn gradients_of_the_oracle_are_those_of_its_values() {
+        for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu] {
+            let (t, d, f, e, c) = (3, 2, 3, 3, activation.columns(3));
+            let lengths = [t * d, t * 2, e * d * c, e * f * d, e * c, e * d];
+            let inputs = std::array::from_fn(|i| numbers(lengths[i], i));
+            let experts = vec![0, 1, 2, 0, 0, 0];
+            let problem = ExpertFfn { d_model: d, d_hidden: f, activation, experts, top_k: 2, inputs };
+            let weight = numbers(t * d, 9);
+            let loss = |problem: &ExpertFfn| -> f64 {
+                expert_ffn(problem, &weight).0.iter().zip(&weight).map(|(y, w)| y * w).sum()
+            };
+            let (_, grads) = expert_ffn(&problem, &weight);
+            for (input, grad) in grads.iter().enumerate() {
+                for (i, grad) in grad.iter().enumerate() {
+                    let moved = |by: f64| {
+                        let mut problem = problem.clone();
+                        problem.inputs[input][i] += by;
+                        loss(&problem)
+                    };
+                    let numeric = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                    assert!((grad - numeric).abs() <= TOLERANCE, "{activation:?} {input} {i}: {grad} {numeric}");
+                }
+            }
         }
     }
-    out
-}
-
-/// Causal attention of `query` `[B, S, H, A]` over `key` and `value` `[B, P, C, A]`; `sizes` is `[B, S, P, H, C, A]`.
-pub fn causal_attention(query: &[f64], key: &[f64], value: &[f64], sizes: [usize; 6], scale: f64) -> Vec<f64> {
-    let [batch, len, keys, heads, kv_heads, width] = sizes;
-    let mut out = Vec::new();
-    for row in 0..batch * len * heads {
-        let (b, i, h) = (row / heads / len, row / heads % len, row % heads);
-        let at = |j: usize, a: usize| ((b * keys + j) * kv_heads + h * kv_heads / heads) * width + a;
-        let seen = keys - len + i + 1;
-        let score = |j: usize| scale * (0..width).map(|a| query[row * width + a] * key[at(j, a)]).sum::<f64>();
-        let weights = softmax(&(0..seen).map(score).collect::<Vec<_>>(), seen);
-        out.extend((0..width).map(|a| (0..seen).map(|j| weights[j] * value[at(j, a)]).sum::<f64>()));
-    }
-    out
 }

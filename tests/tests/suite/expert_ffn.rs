@@ -7,7 +7,7 @@ use moe_kernels::{
     Activation, AutodiffMoeBackend, ExpertPlan, FfnWeights, combine_rows, dispatch_rows, expert_ffn, grouped_matmul,
     swiglu,
 };
-use moe_tests::{CASES, Case, assert_close, host, on_every_backend, random, tensor};
+use moe_tests::{CASES, Case, LARGE_CASES, assert_close, host, on_every_backend, random, tensor};
 
 on_every_backend!(
     expert_ffn_matches_the_loop_over_slots,
@@ -17,9 +17,14 @@ on_every_backend!(
     an_idle_expert_gets_a_zero_gradient,
     two_runs_give_the_same_bits,
     without_autodiff_the_values_are_the_same,
+    the_gradient_is_the_slope_along_a_direction,
 );
 
 const ACTIVATIONS: [Activation; 3] = [Activation::SwiGlu, Activation::Gelu, Activation::Relu];
+/// Length of a step along a direction, and the error allowed for the slope in f32, relative to the sum of its terms'
+/// sizes: the third derivative takes 1e-4 of them, rounding `1e-7 / 1e-2`.
+const STEP: f64 = 1e-2;
+const SLOPE_TOLERANCE: f64 = 1e-3;
 const NAMES: [&str; 6] = ["tokens", "gates", "w_in", "w_out", "b_in", "b_out"];
 
 fn problem(case: &Case, activation: Activation, bias: bool) -> ExpertFfn {
@@ -179,7 +184,7 @@ fn an_idle_expert_gets_a_zero_gradient<B: AutodiffMoeBackend>(device: &B::Device
 }
 
 fn two_runs_give_the_same_bits<B: AutodiffMoeBackend>(device: &B::Device) {
-    let case = &CASES[CASES.len() - 1];
+    let case = &LARGE_CASES[0];
     let run = || {
         let inputs = Inputs::<B>::new(&problem(case, Activation::SwiGlu, true), case.experts, true, device);
         let output = inputs.output();
@@ -194,5 +199,30 @@ fn without_autodiff_the_values_are_the_same<B: AutodiffMoeBackend>(device: &B::D
         let mut untracked = inputs.clone();
         (0..NAMES.len()).for_each(|i| freeze(&mut untracked, i));
         assert_eq!(host(inputs.output()), host(untracked.output()), "{activation:?}");
+    }
+}
+
+/// Central difference of the op itself in the backend's own precision, all inputs moved together.
+fn the_gradient_is_the_slope_along_a_direction<B: AutodiffMoeBackend>(device: &B::Device) {
+    let case = &CASES[1];
+    for activation in [Activation::SwiGlu, Activation::Gelu] {
+        let start = problem(case, activation, true);
+        let weight = random(case.tokens * case.d_model, 3);
+        let direction = [41, 42, 43, 44, 45, 46].map(|seed| random(10_000, seed));
+        let loss = |step: f64| -> f64 {
+            let mut moved = start.clone();
+            for (values, direction) in moved.inputs.iter_mut().zip(&direction) {
+                values.iter_mut().zip(direction).for_each(|(value, d)| *value += step * d);
+            }
+            let output = host(Inputs::<B>::new(&moved, case.experts, true, device).output());
+            output.iter().zip(&weight).map(|(y, w)| y * w).sum()
+        };
+        let slope = (loss(STEP) - loss(-STEP)) / (2.0 * STEP);
+
+        let inputs = Inputs::<B>::new(&start, case.experts, true, device);
+        let grads = inputs.gradients(inputs.output(), &weight).map(|grad| grad.expect("tracked"));
+        let terms = grads.iter().zip(&direction).flat_map(|(grad, d)| grad.iter().zip(d).map(|(g, d)| g * d));
+        let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+        assert!((slope - sum).abs() <= SLOPE_TOLERANCE * size, "{activation:?}: {slope} against {sum}, terms {size}");
     }
 }

@@ -3,9 +3,9 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use moe_kernels::reference;
 use moe_kernels::{AutodiffMoeBackend, ExpertPlan, combine_rows, dispatch_rows, gelu, grouped_matmul, swiglu, top_k};
-use moe_tests::{CASES, Case, assert_close, host, on_every_backend, random, tensor};
+use moe_tests::{CASES, Case, LARGE_CASES, assert_close, host, on_every_backend_and_unfused, random, tensor};
 
-on_every_backend!(
+on_every_backend_and_unfused!(
     top_k_matches_repeated_argmax,
     top_k_breaks_ties_by_the_lower_index,
     top_k_survives_nan,
@@ -42,7 +42,7 @@ fn gradient<B: AutodiffMoeBackend, const D: usize>(input: &Tensor<B, D>, grads: 
 }
 
 fn top_k_matches_repeated_argmax<B: AutodiffMoeBackend>(device: &B::Device) {
-    for case in CASES {
+    for case in CASES.iter().chain(LARGE_CASES) {
         let scores = random(case.tokens * case.experts, 1);
         let (values, indices) = top_k(tensor::<B, 2>(&scores, [case.tokens, case.experts], device), case.top_k);
         let expected = reference::top_k(&scores, case.experts, case.top_k);
@@ -71,7 +71,7 @@ fn top_k_gradient_reaches_the_chosen_scores_only<B: AutodiffMoeBackend>(device: 
 }
 
 fn a_plan_is_a_stable_sort_with_its_inverse<B: AutodiffMoeBackend>(device: &B::Device) {
-    for case in CASES {
+    for case in CASES.iter().chain(LARGE_CASES) {
         let (plan, experts) = (plan::<B>(case, device), case.assignment());
         let slots = reference::sorted_slots(&experts);
         assert_eq!(ints(plan.slot_of_row()), slots, "{}", case.name);
@@ -87,7 +87,7 @@ fn a_plan_is_a_stable_sort_with_its_inverse<B: AutodiffMoeBackend>(device: &B::D
 }
 
 fn dispatch_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
-    for case in CASES {
+    for case in CASES.iter().chain(LARGE_CASES) {
         let (experts, width) = (case.assignment(), case.d_model);
         let tokens = random(case.tokens * width, 2);
         let weight = random(experts.len() * width, 3);
@@ -103,7 +103,7 @@ fn dispatch_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
 }
 
 fn combine_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
-    for case in CASES {
+    for case in CASES.iter().chain(LARGE_CASES) {
         let (experts, width) = (case.assignment(), case.d_model);
         let rows = random(experts.len() * width, 4);
         let gates = random(experts.len(), 5);
@@ -123,7 +123,7 @@ fn combine_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
 }
 
 fn grouped_matmul_matches_the_loop_over_experts<B: AutodiffMoeBackend>(device: &B::Device) {
-    for case in CASES {
+    for case in CASES.iter().chain(LARGE_CASES) {
         let (experts, d, f) = (case.assignment(), case.d_model, case.d_hidden);
         let rows = random(experts.len() * d, 7);
         let matrices = random(case.experts * d * f, 8);
@@ -188,7 +188,7 @@ fn gelu_matches_the_formula_and_its_exact_gradient<B: AutodiffMoeBackend>(device
 }
 
 fn combining_dispatched_rows_with_mean_gates_is_the_identity<B: AutodiffMoeBackend>(device: &B::Device) {
-    for case in CASES {
+    for case in CASES.iter().chain(LARGE_CASES) {
         let (tokens, plan) = (random(case.tokens * case.d_model, 12), plan::<B>(case, device));
         let rows = dispatch_rows(tensor(&tokens, [case.tokens, case.d_model], device), &plan);
         let gates = Tensor::full([case.tokens, case.top_k], 1.0 / case.top_k as f64, device);
@@ -197,7 +197,7 @@ fn combining_dispatched_rows_with_mean_gates_is_the_identity<B: AutodiffMoeBacke
 }
 
 fn two_runs_give_the_same_bits<B: AutodiffMoeBackend>(device: &B::Device) {
-    let case = &CASES[CASES.len() - 1];
+    let case = &LARGE_CASES[0];
     let run = || {
         let plan = plan::<B>(case, device);
         let tokens = tensor::<B, 2>(&random(case.tokens * 6, 1), [case.tokens, 6], device).require_grad();

@@ -2,7 +2,9 @@
 
 use burn::backend::Flex;
 use burn::tensor::{Int, Tensor};
-use moe_kernels::{ExpertPlan, combine_rows, dispatch_rows, grouped_matmul, swiglu, top_k};
+use moe_kernels::{
+    Activation, ExpertPlan, FfnWeights, combine_rows, dispatch_rows, expert_ffn, grouped_matmul, swiglu, top_k,
+};
 
 fn plan() -> ExpertPlan<Flex> {
     ExpertPlan::new(Tensor::<Flex, 2, Int>::from_data([[0, 1], [2, 0]], &Default::default()), 3)
@@ -58,4 +60,47 @@ fn a_weight_of_another_width_panics() {
 #[should_panic(expected = "odd width, 5")]
 fn swiglu_of_an_odd_width_panics() {
     swiglu(ones([2, 5]));
+}
+
+/// Two tokens, three experts, `D = 4`, `F = 5`.
+fn weights() -> FfnWeights<Flex> {
+    let (w_in, w_out) = (ones([3, 4, 10]), ones([3, 5, 4]));
+    FfnWeights { w_in, w_out, b_in: None, b_out: None, activation: Activation::SwiGlu }
+}
+
+#[test]
+#[should_panic(expected = "tokens [T, D] and the plan disagree on T")]
+fn a_feed_forward_of_another_number_of_tokens_panics() {
+    expert_ffn(ones([3, 4]), ones([2, 2]), weights(), &plan());
+}
+
+#[test]
+#[should_panic(expected = "gates must be [T, K]")]
+fn a_feed_forward_with_gates_of_another_shape_panics() {
+    expert_ffn(ones([2, 4]), ones([2, 3]), weights(), &plan());
+}
+
+#[test]
+#[should_panic(expected = "disagree on D")]
+fn a_feed_forward_of_another_width_panics() {
+    expert_ffn(ones([2, 5]), ones([2, 2]), weights(), &plan());
+}
+
+#[test]
+#[should_panic(expected = "disagree on F")]
+fn a_feed_forward_whose_matrices_do_not_meet_panics() {
+    expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { activation: Activation::Relu, ..weights() }, &plan());
+}
+
+#[test]
+#[should_panic(expected = "b_in must be [E, C]")]
+fn a_bias_of_another_width_panics() {
+    expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { b_in: Some(ones([3, 5])), ..weights() }, &plan());
+}
+
+#[test]
+#[should_panic(expected = "disagree on E")]
+fn weights_of_other_experts_panic() {
+    let (w_in, w_out) = (ones([2, 4, 10]), ones([2, 5, 4]));
+    expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { w_in, w_out, ..weights() }, &plan());
 }

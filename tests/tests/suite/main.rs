@@ -8,3 +8,5 @@ mod model;
 
 #[cfg(feature = "flex")]
 mod kernels_panics;
+#[cfg(feature = "flex")]
+mod low_precision;

@@ -1,9 +1,11 @@
-//! Every CubeCL runtime, plain and under Fusion.
+//! Every CubeCL runtime: the kernels of [`cube`](crate::cube).
 
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Tensor, TensorMetadata};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
-use burn_fusion::{Fusion, FusionBackend};
 
-use crate::MoeBackend;
+use crate::cube::grouped::{Operands, Product, product};
+use crate::{ExpertPlan, MoeBackend, cube, portable};
 
 impl<R, F, I, BT> MoeBackend for CubeBackend<R, F, I, BT>
 where
@@ -12,6 +14,97 @@ where
     I: IntElement,
     BT: BoolElement,
 {
+    fn moe_top_k_indices(scores: FloatTensor<Self>, k: usize) -> IntTensor<Self> {
+        // The kernel ranks f32, which would make equal what f64 tells apart.
+        if scores.dtype() == DType::F64 {
+            return portable::top_k_indices::<Self>(scores, k);
+        }
+        cube::top_k_indices(scores, k, I::dtype())
+    }
+
+    fn moe_plan(experts: IntTensor<Self>, num_experts: usize) -> ExpertPlan<Self> {
+        let shape = experts.shape();
+        let tensors = cube::plan(experts, num_experts, I::dtype());
+        ExpertPlan {
+            num_tokens: shape[0],
+            top_k: shape[1],
+            num_experts,
+            offsets: Tensor::from_primitive(tensors.offsets),
+            slot_of_row: Tensor::from_primitive(tensors.slot_of_row),
+            row_of_slot: Tensor::from_primitive(tensors.row_of_slot),
+            token_of_row: Tensor::from_primitive(tensors.token_of_row),
+            host: None,
+        }
+    }
+
+    fn moe_dispatch(tokens: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
+        cube::dispatch(tokens, plan.token_of_row.clone().into_primitive())
+    }
+
+    fn moe_dispatch_backward(grad: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
+        cube::dispatch_backward(grad, plan.row_of_slot.clone().into_primitive(), plan.top_k)
+    }
+
+    fn moe_combine(rows: FloatTensor<Self>, gates: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
+        cube::combine(rows, gates, plan.row_of_slot.clone().into_primitive())
+    }
+
+    fn moe_combine_backward_rows(
+        grad: FloatTensor<Self>,
+        gates: FloatTensor<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FloatTensor<Self> {
+        cube::combine_backward_rows(grad, gates, plan.slot_of_row.clone().into_primitive())
+    }
+
+    fn moe_combine_backward_gates(
+        grad: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FloatTensor<Self> {
+        cube::combine_backward_gates(grad, rows, plan.row_of_slot.clone().into_primitive(), plan.top_k)
+    }
+
+    fn moe_grouped_matmul(
+        rows: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FloatTensor<Self> {
+        product(operands(Product::Plain, rows, weight, plan))
+    }
+
+    fn moe_grouped_matmul_transposed(
+        rows: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FloatTensor<Self> {
+        product(operands(Product::Transposed, rows, weight, plan))
+    }
+
+    fn moe_grouped_outer(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
+        product(operands(Product::Outer, lhs, rhs, plan))
+    }
+
+    fn moe_swiglu(input: FloatTensor<Self>) -> FloatTensor<Self> {
+        cube::swiglu(input)
+    }
+
+    fn moe_swiglu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        cube::swiglu_backward(input, grad)
+    }
 }
 
-impl<B: FusionBackend + MoeBackend> MoeBackend for Fusion<B> {}
+fn operands<R, F, I, BT>(
+    product: Product,
+    lhs: FloatTensor<CubeBackend<R, F, I, BT>>,
+    rhs: FloatTensor<CubeBackend<R, F, I, BT>>,
+    plan: &ExpertPlan<CubeBackend<R, F, I, BT>>,
+) -> Operands<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    Operands { product, rows: plan.num_rows(), lhs, rhs, offsets: plan.offsets.clone().into_primitive() }
+}

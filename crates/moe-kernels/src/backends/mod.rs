@@ -5,6 +5,8 @@ mod autodiff;
 mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "cube")]
+mod fusion;
 #[cfg(feature = "cpu")]
 mod host;
 #[cfg(feature = "ndarray")]

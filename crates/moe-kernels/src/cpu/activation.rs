@@ -1,9 +1,9 @@
-//! SwiGLU in one pass over memory, blocks of rows in parallel, with the widest vectors this processor has.
+//! SwiGLU and GELU in one pass over memory, blocks in parallel, with the widest vectors this processor has.
 
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::exp::sigmoid;
+use super::exp::{normal, sigmoid};
 
 /// Numbers of the input that a thread takes at a time: 64 KiB, which stay in its cache.
 const BLOCK: usize = 1 << 14;
@@ -21,6 +21,35 @@ pub(crate) fn swiglu_backward(input: &[f32], grad: &[f32], output: &mut [f32], d
     let blocks = output.par_chunks_mut(rows * 2 * d_hidden).zip(input.par_chunks(rows * 2 * d_hidden));
     let blocks = blocks.zip(grad.par_chunks(rows * d_hidden));
     blocks.for_each(|((output, input), grad)| arch.dispatch(|| backward_rows(input, grad, output, d_hidden)));
+}
+
+/// `x * cdf(x)`.
+pub(crate) fn gelu(input: &[f32], output: &mut [f32]) {
+    let arch = Arch::new();
+    let blocks = output.par_chunks_mut(BLOCK).zip(input.par_chunks(BLOCK));
+    blocks.for_each(|(output, input)| arch.dispatch(|| gelu_block(input, output)));
+}
+
+/// Gradient of [`gelu`].
+pub(crate) fn gelu_backward(input: &[f32], grad: &[f32], output: &mut [f32]) {
+    let arch = Arch::new();
+    let blocks = output.par_chunks_mut(BLOCK).zip(input.par_chunks(BLOCK)).zip(grad.par_chunks(BLOCK));
+    blocks.for_each(|((output, input), grad)| arch.dispatch(|| gelu_block_backward(input, grad, output)));
+}
+
+#[inline(always)]
+fn gelu_block(input: &[f32], output: &mut [f32]) {
+    for (y, &x) in output.iter_mut().zip(input) {
+        *y = x * normal(x).0;
+    }
+}
+
+#[inline(always)]
+fn gelu_block_backward(input: &[f32], grad: &[f32], output: &mut [f32]) {
+    for ((dx, &x), &dy) in output.iter_mut().zip(input).zip(grad) {
+        let (cdf, density) = normal(x);
+        *dx = dy * (cdf + x * density);
+    }
 }
 
 fn block_rows(d_hidden: usize) -> usize {

@@ -14,7 +14,7 @@ mod softmax;
 mod top_k;
 pub(crate) mod unset;
 
-pub(crate) use activation::{swiglu, swiglu_backward};
+pub(crate) use activation::{gelu, gelu_backward, swiglu, swiglu_backward};
 pub(crate) use attention::{AttentionInputs, AttentionSaved, AttentionShape, attention, attention_backward};
 pub(crate) use norm::{NormSpec, norm, norm_backward};
 pub(crate) use optim::{adamw, sum_of_squares};

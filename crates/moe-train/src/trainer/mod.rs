@@ -12,6 +12,8 @@
 //! The order at the end of a step is log, checkpoint, interrupt. So the metrics up to a checkpoint's step are
 //! always there, and those behind it are removed when the run is resumed from it.
 //!
+//! [`train`] runs the loop; a [`Trainee`] takes single steps, for who brings batches and a loop of their own.
+//!
 //! `docs/decisions/0002-own-training-loop.md` says why this is not burn's `Learner`.
 
 mod error;
@@ -24,19 +26,18 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-use burn::tensor::DType;
 use moe_kernels::AutodiffMoeBackend;
 
-use crate::config::{Dtype, TrainConfig};
+use crate::config::TrainConfig;
 use crate::data::TextData;
 use crate::progress::Progress;
 use crate::run::{Run, TrainState};
 
 pub use error::TrainError;
+pub use step::{NotFinite, Optim, StepOutcome, StepSettings, Trainee};
 pub use summary::Summary;
 
 use session::Session;
-use step::{Optim, Trainee};
 
 /// Trains `config.model` on `data` up to `config.train.steps`, from the latest checkpoint of `run` if it has one.
 ///
@@ -91,9 +92,7 @@ fn start<'a, B: AutodiffMoeBackend>(
     run: &Run,
     device: &'a B::Device,
 ) -> Result<(Trainee<B>, Session<'a, B>), TrainError> {
-    B::seed(device, config.train.seed);
-    let model = config.model.init::<B>(device).with_dtype(activation_dtype(config.train.dtype));
-    let optim = Optim::<B>::adamw(&config.optim);
+    let Trainee { model, optim } = Trainee::<B>::new(config, device);
     match run.load_latest(model.clone(), optim.clone(), device)? {
         Some((model, optim, state)) => {
             let checkpoint = Some(state.step);
@@ -104,12 +103,5 @@ fn start<'a, B: AutodiffMoeBackend>(
             let session = Session::new(config, data, device, TrainState::default(), None);
             Ok((Trainee { model, optim }, session))
         }
-    }
-}
-
-fn activation_dtype(dtype: Dtype) -> DType {
-    match dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::Bf16 => DType::BF16,
     }
 }

@@ -6,50 +6,64 @@ use burn::tensor::Tensor;
 use moe_kernels::AutodiffMoeBackend;
 use moe_models::lm::{Lm, LmLoss};
 
+use crate::config::TrainConfig;
 use crate::data::Batch;
 use crate::evaluate::RoutingTotals;
 use crate::optim::{LmOptimizer, clip_to, global_norm};
 use crate::run::LayerRecord;
 
 /// The optimizer of a language model.
-pub(crate) type Optim<B> = LmOptimizer<Lm<B>, B>;
+pub type Optim<B> = LmOptimizer<Lm<B>, B>;
 
 /// A model with the optimizer that trains it. A step takes both by value: the update can then free each old weight and
 /// gradient as soon as its successor exists.
-pub(crate) struct Trainee<B: AutodiffMoeBackend> {
-    pub(crate) model: Lm<B>,
-    pub(crate) optim: Optim<B>,
+pub struct Trainee<B: AutodiffMoeBackend> {
+    /// The model.
+    pub model: Lm<B>,
+    /// Its optimizer, with what that remembers of earlier steps.
+    pub optim: Optim<B>,
 }
 
 /// How to take one step.
-pub(crate) struct StepSettings {
+pub struct StepSettings {
     /// Learning rate of this step.
-    pub(crate) lr: f64,
+    pub lr: f64,
     /// Largest global norm of the gradients, 0 = any.
-    pub(crate) clip_norm: f64,
+    pub clip_norm: f64,
     /// Whether to read the routing statistics.
-    pub(crate) with_stats: bool,
+    pub with_stats: bool,
 }
 
 /// What a step measured before it changed the model. Losses are means over the micro-batches.
-pub(crate) struct StepOutcome {
+pub struct StepOutcome {
     /// Nats per token.
-    pub(crate) cross_entropy: f64,
+    pub cross_entropy: f64,
     /// Balance loss, not weighted, summed over the layers.
-    pub(crate) balance: f64,
+    pub balance: f64,
     /// Router z-loss, not weighted, summed over the layers.
-    pub(crate) z: f64,
+    pub z: f64,
     /// Global norm of the gradients before clipping.
-    pub(crate) grad_norm: f64,
+    pub grad_norm: f64,
     /// Statistics of the MoE layers over the micro-batches; empty unless asked for.
-    pub(crate) layers: Vec<LayerRecord>,
+    pub layers: Vec<LayerRecord>,
 }
 
 /// The first quantity of a step found to be infinite or NaN, by name.
 #[derive(Debug)]
-pub(crate) struct NotFinite(pub(crate) &'static str);
+pub struct NotFinite(pub &'static str);
 
 impl<B: AutodiffMoeBackend> Trainee<B> {
+    /// A model at the start of its training, which depends on the config alone: its weights on `config.train.seed`.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `config.model` contradicts itself; [`TrainConfig::validate`] finds that first.
+    pub fn new(config: &TrainConfig, device: &B::Device) -> Self {
+        B::seed(device, config.train.seed);
+        let model = config.model.init::<B>(device).with_dtype(config.train.dtype.into());
+        Self { model, optim: Optim::<B>::adamw(&config.optim) }
+    }
+
     /// Takes one step on `batches`, the micro-batches, all of one size.
     ///
     /// Every micro-batch weighs `1 / n`, so the cross-entropy part of the gradient is that of one batch made of all of
@@ -60,7 +74,11 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
     /// # Errors
     ///
     /// A loss or norm that is not finite; the update is then not made.
-    pub(crate) fn step(
+    ///
+    /// # Panics
+    ///
+    /// Panics when there is no batch.
+    pub fn step(
         mut self,
         batches: impl ExactSizeIterator<Item = Batch>,
         settings: &StepSettings,
@@ -156,7 +174,7 @@ mod tests {
     use burn::module::{Module, ModuleVisitor, Param};
 
     use super::*;
-    use crate::config::{LoopConfig, TrainConfig};
+    use crate::config::LoopConfig;
     use crate::data::train_batch;
     use crate::trainer::testing::{config, text};
 

@@ -77,7 +77,7 @@ pub(in crate::backends) fn forward<B: HostBackend>(
     }
     let (inputs, plan) = (Inputs::new(tokens, gates, &weights), plan.on_host());
     let problem = inputs.problem(&plan);
-    let (num_tokens, num_rows) = (plan.num_tokens(), plan.num_rows());
+    let (num_tokens, num_rows) = (problem.num_tokens(), plan.num_rows());
 
     let mut output = vec![0.0; num_tokens * problem.d_model];
     let len = num_rows * problem.columns();

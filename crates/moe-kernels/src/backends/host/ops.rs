@@ -56,6 +56,17 @@ macro_rules! host_ops {
         ) -> burn::tensor::ops::FloatTensor<Self> {
             $crate::backends::host::activation::swiglu_backward::<Self>(input, grad)
         }
+
+        fn moe_gelu(input: burn::tensor::ops::FloatTensor<Self>) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::activation::gelu::<Self>(input)
+        }
+
+        fn moe_gelu_backward(
+            input: burn::tensor::ops::FloatTensor<Self>,
+            grad: burn::tensor::ops::FloatTensor<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::activation::gelu_backward::<Self>(input, grad)
+        }
     };
 }
 

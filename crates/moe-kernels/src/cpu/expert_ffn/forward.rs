@@ -15,7 +15,7 @@ const BLOCK_ROWS: usize = 1024;
 
 /// Writes `output` `[T, D]`, which must be zero, and, when asked, every slot of the pre-activation `[R, C]`.
 pub(crate) fn forward(problem: &Problem<'_>, pre_activation: Option<&mut [MaybeUninit<f32>]>, output: &mut [f32]) {
-    let parts = split_by_tokens(problem.plan, rayon::current_num_threads());
+    let parts = split_by_tokens(problem.plan, problem.num_tokens(), rayon::current_num_threads());
     let kept = match pre_activation {
         Some(buffer) => cut(buffer, problem.columns(), &parts).into_iter().map(Some).collect(),
         None => parts.iter().map(|_| None).collect::<Vec<_>>(),

@@ -51,6 +51,11 @@ impl<'a> Problem<'a> {
         self.activation.columns(self.d_hidden)
     }
 
+    /// `T`.
+    pub(crate) fn num_tokens(&self) -> usize {
+        self.tokens.len() / self.d_model
+    }
+
     fn w_in(&self, expert: usize) -> &'a [f32] {
         part(self.w_in, expert, self.d_model * self.columns())
     }

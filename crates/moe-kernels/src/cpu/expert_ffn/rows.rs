@@ -43,7 +43,7 @@ pub(super) fn rows_pass(problem: &Problem<'_>, pre_activation: &mut [f32], grad:
         gates: vec![0.0; num_rows],
         hidden: vec![0.0; num_rows * problem.d_hidden],
     };
-    let parts = split_by_tokens(problem.plan, rayon::current_num_threads());
+    let parts = split_by_tokens(problem.plan, problem.num_tokens(), rayon::current_num_threads());
     let work: Vec<_> = parts.iter().zip(outputs(problem, &parts, pre_activation, &mut result)).collect();
     work.into_par_iter().for_each(|(part, output)| rows_part(problem, part, grad, output));
     result

@@ -23,8 +23,7 @@ pub(super) struct TokenPart {
 const MIN_ROWS: usize = 16;
 
 /// The tokens in as many equal parts as there are threads, fewer when the segments would become too short.
-pub(super) fn split_by_tokens(plan: &HostPlan, threads: usize) -> Vec<TokenPart> {
-    let num_tokens = plan.num_tokens();
+pub(super) fn split_by_tokens(plan: &HostPlan, num_tokens: usize, threads: usize) -> Vec<TokenPart> {
     let rows_per_expert = plan.num_rows() / plan.num_experts().max(1);
     let parts = threads.min(rows_per_expert / MIN_ROWS).clamp(1, num_tokens.max(1));
     let boundary = |i: usize| i * num_tokens / parts;
@@ -75,7 +74,7 @@ mod tests {
     fn every_row_is_in_one_segment_of_the_part_of_its_token() {
         let plan = plan();
         for threads in [1, 2, 3, 7] {
-            let parts = split_by_tokens(&plan, threads);
+            let parts = split_by_tokens(&plan, 200, threads);
             let mut rows = Vec::new();
             for part in &parts {
                 for segment in &part.segments {
@@ -93,7 +92,7 @@ mod tests {
     #[test]
     fn pieces_of_a_buffer_follow_the_segments() {
         let plan = plan();
-        let parts = split_by_tokens(&plan, 3);
+        let parts = split_by_tokens(&plan, 200, 3);
         assert_eq!(parts.len(), 3);
         let mut buffer: Vec<f32> = (0..plan.num_rows() * 2).map(|i| i as f32).collect();
         for (part, pieces) in parts.iter().zip(cut(&mut buffer, 2, &parts)) {
@@ -107,6 +106,6 @@ mod tests {
     #[test]
     fn few_rows_per_expert_stay_together() {
         let experts: Vec<usize> = (0..64).collect();
-        assert_eq!(split_by_tokens(&HostPlan::new(&experts, 1, 64), 8).len(), 1);
+        assert_eq!(split_by_tokens(&HostPlan::new(&experts, 1, 64), 64, 8).len(), 1);
     }
 }

@@ -1,0 +1,118 @@
+//! The contestants of this workspace: the whole layer, its experts alone, and what stands around them.
+
+use burn::module::AutodiffModule;
+use burn::tensor::Tensor;
+use moe_kernels::{AutodiffMoeBackend, ExpertPlan, MoeBackend, combine_rows, dispatch_rows};
+use moe_layers::dispatch;
+
+use super::contest::{Contestant, Pass, Side};
+use super::problem::Problem;
+use crate::clock::{Time, timed};
+use crate::error::Result;
+use crate::session::wait;
+
+/// Names in tables and records.
+pub(crate) const LAYER: &str = "moe layer";
+pub(crate) const EXPERTS: &str = "moe experts";
+pub(crate) const ROUTER: &str = "router and sort";
+pub(crate) const COMBINE: &str = "combine";
+
+/// A part of the layer, as a function to its output.
+pub(crate) struct Ours<'a, B: AutodiffMoeBackend> {
+    name: &'static str,
+    device: B::Device,
+    forward: Box<dyn Fn() -> Tensor<B, 2> + 'a>,
+}
+
+/// All of them, the whole layer first.
+pub(crate) fn contestants<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Vec<Box<dyn Contestant + '_>> {
+    vec![layer(problem), experts(problem), router(problem), combine(problem)]
+}
+
+fn part<'a, B: AutodiffMoeBackend>(
+    problem: &'a Problem<B>,
+    name: &'static str,
+    forward: impl Fn() -> Tensor<B, 2> + 'a,
+) -> Box<dyn Contestant + 'a> {
+    Box::new(Ours { name, device: problem.device.clone(), forward: Box::new(forward) })
+}
+
+/// Router, sort, experts, combine and the auxiliary losses' values.
+fn layer<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Box<dyn Contestant + '_> {
+    let tokens = problem.tokens();
+    part(problem, LAYER, move || problem.moe.forward(tokens.clone()).output)
+}
+
+/// From tokens and a routing that is there already to the output: dispatch, experts, combine.
+fn experts<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Box<dyn Contestant + '_> {
+    let (tokens, routing) = (problem.tokens(), problem.routing());
+    part(problem, EXPERTS, move || dispatch::grouped(tokens.clone(), problem.experts(), &routing))
+}
+
+/// From tokens to gates and the sorted plan; backward starts at the gates.
+fn router<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Box<dyn Contestant + '_> {
+    let tokens = problem.tokens();
+    part(problem, ROUTER, move || problem.moe.router.forward(tokens.clone()).gates)
+}
+
+/// What combining costs inside the fused experts: forward, gather and weighted sum; backward, the gather of the output's
+/// gradient. The gates' gradient is a sum over what is computed anyway.
+struct Combine<B: MoeBackend> {
+    device: B::Device,
+    plan: ExpertPlan<B>,
+    /// `[R, D]`.
+    rows: Tensor<B, 2>,
+    /// `[T, K]`.
+    gates: Tensor<B, 2>,
+    /// `[T, D]`.
+    grad: Tensor<B, 2>,
+}
+
+fn combine<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Box<dyn Contestant> {
+    let grad = problem.tokens().inner();
+    let routing = problem.moe.valid().router.forward(grad.clone());
+    let rows = dispatch_rows(grad.clone(), &routing.plan);
+    let gates = routing.gates.cast(grad.dtype());
+    Box::new(Combine::<B::InnerBackend> { device: problem.device.clone(), plan: routing.plan, rows, gates, grad })
+}
+
+impl<B: MoeBackend> Contestant for Combine<B> {
+    fn name(&self) -> String {
+        COMBINE.into()
+    }
+
+    fn side(&self) -> Side {
+        Side::Ours
+    }
+
+    fn run(&mut self, pass: Pass) -> Result<Time> {
+        wait::<B>(&self.device)?;
+        let (results, time) = timed(|| {
+            let output = combine_rows(self.rows.clone(), self.gates.clone(), &self.plan);
+            let gathered = (pass == Pass::Training).then(|| dispatch_rows(self.grad.clone(), &self.plan));
+            wait::<B>(&self.device).map(|()| (output, gathered))
+        });
+        results.map(|_| time)
+    }
+}
+
+impl<B: AutodiffMoeBackend> Contestant for Ours<'_, B> {
+    fn name(&self) -> String {
+        self.name.into()
+    }
+
+    fn side(&self) -> Side {
+        Side::Ours
+    }
+
+    /// Freeing the results is not part of the time, on neither side.
+    fn run(&mut self, pass: Pass) -> Result<Time> {
+        wait::<B>(&self.device)?;
+        let (results, time) = timed(|| {
+            let output = (self.forward)();
+            let gradients = (pass == Pass::Training).then(|| output.backward());
+            wait::<B>(&self.device).map(|()| (output, gradients))
+        });
+        results.map(|_| time)
+    }
+}

@@ -1,0 +1,60 @@
+//! What a forward pass keeps for backward, in bytes of this process.
+
+use burn::tensor::Tensor;
+use moe_kernels::AutodiffMoeBackend;
+use moe_layers::dispatch;
+use serde::Serialize;
+
+use super::problem::Problem;
+use crate::alloc::live_bytes;
+
+/// Bytes kept between forward and backward, weights and output apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct SavedBytes {
+    /// By the experts alone: tokens, gates and indices included.
+    pub(crate) experts: u64,
+    /// By the whole layer, losses included.
+    pub(crate) layer: u64,
+}
+
+/// Measures both. Only backends whose tensors live in this process's memory can be measured this way.
+pub(crate) fn saved_bytes<B: AutodiffMoeBackend>(problem: &Problem<B>) -> SavedBytes {
+    let experts = || dispatch::grouped(problem.tokens(), problem.experts(), &problem.routing());
+    let layer = || {
+        let out = problem.moe.forward(problem.tokens());
+        (out.output.clone(), out.losses.weighted())
+    };
+    SavedBytes { experts: kept(experts, |output| output), layer: kept(layer, |(output, _)| output) }
+}
+
+/// Bytes that are alive because of what `forward` returned, without the output's own numbers. The first call pays for
+/// what is made once, so the second is measured.
+fn kept<B: AutodiffMoeBackend, T>(forward: impl Fn() -> T, output: impl Fn(&T) -> &Tensor<B, 2>) -> u64 {
+    drop(forward());
+    let before = live_bytes();
+    let result = forward();
+    let kept = live_bytes() - before;
+    let tensor = output(&result);
+    let own = tensor.dims().iter().product::<usize>() * tensor.dtype().size();
+    (kept - own as isize).max(0) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_train::backend::Training;
+    use moe_train::config::Dtype;
+
+    use super::super::Shape;
+    use super::*;
+
+    #[test]
+    fn the_input_and_the_pre_activation_are_kept_whatever_else_is() {
+        let shape: Shape = "4096,64,64,4,2".parse().unwrap();
+        let problem = Problem::<Training>::new(&shape, 0.0, Dtype::F32, &Default::default());
+        let saved = saved_bytes(&problem);
+        let least = shape.least_saved_bytes(4);
+        // Other tests of this program allocate meanwhile, a little.
+        assert!(saved.experts > least / 2 && saved.experts < 10 * least, "{saved:?} {least}");
+        assert!(saved.layer > least / 2, "{saved:?} {least}");
+    }
+}

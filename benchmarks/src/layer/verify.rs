@@ -1,0 +1,182 @@
+//! Is what will be timed right? Output and all gradients against `dispatch::dense`, every expert on every token.
+//!
+//! f32: within `moe_tests::RELATIVE` of the largest value. bf16: at most twice the error of the oracle in bf16, both against
+//! the oracle in f32. The oracle does `E / K` times the work, so big shapes are verified on fewer tokens.
+
+use burn::tensor::{DType, Tensor};
+use moe_kernels::AutodiffMoeBackend;
+use moe_layers::{Routing, dispatch};
+use moe_train::config::Dtype;
+
+use super::Shape;
+use super::problem::Problem;
+use crate::data::tensor;
+use crate::error::{Error, Result};
+
+/// FLOPs an oracle may take: some seconds on one core.
+const CPU_LIMIT: u64 = 200_000_000_000;
+const GPU_LIMIT: u64 = 20 * CPU_LIMIT;
+
+/// In bf16, our error over that of the plain path in bf16.
+const LOW_PRECISION_FACTOR: f64 = 2.0;
+
+/// Seed of the gradient that backward starts with.
+const UPSTREAM: u64 = 9;
+
+/// Values by name, in f32.
+type Values = Vec<(&'static str, Vec<f32>)>;
+
+/// Which implementation computes the experts.
+#[derive(Clone, Copy, PartialEq)]
+enum Path {
+    Grouped,
+    Dense,
+}
+
+/// Verifies the experts alone and the whole layer; returns the tokens it took.
+pub(crate) fn verify<B: AutodiffMoeBackend>(
+    shape: &Shape,
+    skew: f64,
+    dtype: Dtype,
+    device: &B::Device,
+    on_gpu: bool,
+) -> Result<usize> {
+    let shape = shape.limited(oracle_flops, if on_gpu { GPU_LIMIT } else { CPU_LIMIT });
+    let problem = Problem::<B>::new(&shape, skew, dtype, device);
+    for (what, values) in [("experts", experts as fn(&_, _, _) -> _), ("layer", layer)] {
+        let exact: Values = values(&problem, Path::Dense, Dtype::F32);
+        let found = values(&problem, Path::Grouped, dtype);
+        let plain = (dtype == Dtype::Bf16).then(|| values(&problem, Path::Dense, dtype));
+        compare(what, &exact, &found, plain.as_ref())?;
+    }
+    Ok(shape.case.tokens)
+}
+
+fn oracle_flops(shape: &Shape) -> u64 {
+    shape.training_flops() * shape.case.experts as u64 / shape.case.top_k as u64
+}
+
+fn compare(what: &str, exact: &Values, found: &Values, plain: Option<&Values>) -> Result<()> {
+    for (index, ((name, exact), (_, found))) in exact.iter().zip(found).enumerate() {
+        let allowed = match plain {
+            None => moe_tests::RELATIVE,
+            Some(plain) => LOW_PRECISION_FACTOR * error(&plain[index].1, exact).max(moe_tests::RELATIVE),
+        };
+        let error = error(found, exact);
+        // Written so that a NaN fails.
+        if !(error <= allowed) {
+            let message = format!("{name} has a relative error of {error:e}, {allowed:e} is allowed");
+            return Err(Error::of(format!("wrong result, so nothing is timed: {what}"), message));
+        }
+    }
+    Ok(())
+}
+
+/// Largest difference, relative to the largest expected value; NaN if anything is.
+pub(crate) fn error(found: &[f32], expected: &[f32]) -> f64 {
+    let largest = expected.iter().fold(0.0, |max: f64, &x| max.max(f64::from(x).abs()));
+    let differences = found.iter().zip(expected).map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs());
+    let worst = differences.fold(0.0, |max: f64, x| if x.is_nan() || x > max { x } else { max });
+    if found.len() == expected.len() { worst / largest.max(f64::MIN_POSITIVE) } else { f64::NAN }
+}
+
+/// Output and gradients of tokens, gates and weights under a routing that is given.
+fn experts<B: AutodiffMoeBackend>(problem: &Problem<B>, path: Path, dtype: Dtype) -> Values {
+    let tokens = problem.tokens_as(dtype);
+    let routing = problem.routing();
+    let output = forward(problem, path, tokens.clone(), &routing);
+    let grads = upstream(output.clone()).backward();
+    let weights = problem.experts();
+    vec![
+        ("output", host(output)),
+        ("gradient of tokens", host(tokens.grad(&grads).expect("tokens are tracked"))),
+        ("gradient of gates", host(routing.gates.grad(&grads).expect("gates are tracked"))),
+        ("gradient of w_in", host(weights.w_in.grad(&grads).expect("a parameter"))),
+        ("gradient of w_out", host(weights.w_out.grad(&grads).expect("a parameter"))),
+    ]
+}
+
+fn forward<B: AutodiffMoeBackend>(
+    problem: &Problem<B>,
+    path: Path,
+    tokens: Tensor<B, 2>,
+    routing: &Routing<B>,
+) -> Tensor<B, 2> {
+    match path {
+        Path::Grouped => dispatch::grouped(tokens, problem.experts(), routing),
+        Path::Dense => dispatch::dense(tokens, problem.experts(), routing),
+    }
+}
+
+/// Output and gradients of the layer with its router. The oracle routes the same tokens by the same router.
+fn layer<B: AutodiffMoeBackend>(problem: &Problem<B>, path: Path, dtype: Dtype) -> Values {
+    let tokens = problem.tokens_as(dtype);
+    let output = match path {
+        Path::Grouped => problem.moe.forward(tokens.clone()).output,
+        Path::Dense => dispatch::dense(tokens.clone(), problem.experts(), &problem.moe.router.forward(tokens.clone())),
+    };
+    let grads = upstream(output.clone()).backward();
+    let mut values = vec![
+        ("output", host(output)),
+        ("gradient of tokens", host(tokens.grad(&grads).expect("tokens are tracked"))),
+        ("gradient of w_in", host(problem.experts().w_in.grad(&grads).expect("a parameter"))),
+    ];
+    // A single gate, divided by itself, is 1 whatever the router says: its gradient is nothing but rounding.
+    if problem.case.top_k > 1 {
+        let weight = &problem.moe.router.weight;
+        values.push(("gradient of the router", host(weight.grad(&grads).expect("a parameter"))));
+    }
+    values
+}
+
+/// A sum whose gradient is a different number for every entry of `output`.
+fn upstream<B: AutodiffMoeBackend>(output: Tensor<B, 2>) -> Tensor<B, 1> {
+    let weights = tensor(output.dims(), UPSTREAM, 1.0, &output.device());
+    (output.cast(DType::F32) * weights).sum()
+}
+
+pub(crate) fn host<B: burn::tensor::backend::Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().into_vec().expect("the numbers were just converted")
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_train::backend::Training;
+
+    use super::*;
+
+    fn check(shape: &str, skew: f64) -> Result<usize> {
+        verify::<Training>(&shape.parse().unwrap(), skew, Dtype::F32, &Default::default(), false)
+    }
+
+    #[test]
+    fn odd_shapes_uneven_loads_and_one_token_are_right() {
+        for (shape, skew) in
+            [("37,13,9,5,3", 0.0), ("64,16,8,16,2", 4.0), ("1,8,6,4,2", 0.0), ("20,8,6,3,3", 1.0), ("90,8,6,4,1", 0.0)]
+        {
+            assert_eq!(check(shape, skew), Ok(shape.split(',').next().unwrap().parse().unwrap()), "{shape}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_and_a_nan_are_refused() {
+        let values = |x: f32| vec![("output", vec![1.0, x])];
+        assert!(compare("layer", &values(0.5), &values(0.5), None).is_ok());
+        for wrong in [0.5001, f32::NAN] {
+            let message = compare("layer", &values(0.5), &values(wrong), None).unwrap_err().to_string();
+            assert!(message.contains("wrong result") && message.contains("output"), "{message}");
+        }
+    }
+
+    #[test]
+    fn in_bf16_twice_the_error_of_the_plain_path_is_allowed() {
+        let values = |x: f32| vec![("output", vec![1.0, x])];
+        let compare = |found| compare("layer", &values(0.5), &values(found), Some(&values(0.51)));
+        assert!(compare(0.519).is_ok() && compare(0.481).is_ok() && compare(0.53).is_err());
+    }
+
+    #[test]
+    fn a_missing_value_is_an_error() {
+        assert!(error(&[1.0], &[1.0, 2.0]).is_nan());
+    }
+}

@@ -1,0 +1,71 @@
+//! Grouped products: rows sorted by expert times the matrix of their expert, both transposes.
+//!
+//! One family of kernels, driven by offsets that stay on the device. [`product()`] chooses; [`launch`] runs the
+//! kernel it is told to.
+
+mod cmma;
+mod error;
+mod matrix_tile;
+mod naive;
+mod problem;
+mod strategy;
+mod tile_map;
+mod tile_shape;
+mod tiled;
+mod tune;
+mod window;
+
+pub use error::GroupedError;
+pub use matrix_tile::{Fragment, MatrixTile};
+pub use problem::{Operands, Problem, Product};
+pub use strategy::{Kernel, Limits, candidates, check};
+pub use tile_shape::TileShape;
+pub use tune::tuned;
+
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::ops::numeric::zeros_client;
+use burn_cubecl::tensor::CubeTensor;
+
+/// From this many multiplications on, a product is worth trying out every tile shape once.
+const WORTH_TUNING: usize = 1 << 27;
+
+/// Computes the product with the best kernel of the device: the first of [`candidates`], or for a large product the one
+/// that [`tuned`] measures.
+///
+/// When a kernel cannot be set up, the next candidate takes its place; the naive one always can.
+pub fn product<R: CubeRuntime>(operands: Operands<R>) -> CubeTensor<R> {
+    let problem = operands.problem();
+    let limits = Limits::of(&operands.lhs.client, problem.dtype);
+    let kernels = candidates(&problem, &limits);
+    if problem.multiplications() >= WORTH_TUNING && kernels[0] != Kernel::Naive {
+        return tuned(operands);
+    }
+    let kernels = kernels.into_iter();
+    let mut outputs = kernels.filter_map(|kernel| launch(operands.clone(), &kernel).ok());
+    outputs.next().expect("the naive kernel needs nothing of the device")
+}
+
+/// Computes the product with `kernel`.
+///
+/// # Errors
+///
+/// Says why the device cannot run the kernel; nothing was launched then.
+pub fn launch<R: CubeRuntime>(operands: Operands<R>, kernel: &Kernel) -> Result<CubeTensor<R>, GroupedError> {
+    let problem = operands.problem();
+    check(kernel, &problem, &Limits::of(&operands.lhs.client, problem.dtype))?;
+    let output = operands.output();
+    if output.meta.num_elements() == 0 {
+        return Ok(output);
+    }
+    if problem.rows == 0 || problem.lhs_width == 0 {
+        let (shape, dtype) = (output.meta.shape().clone(), output.dtype);
+        return Ok(zeros_client(output.client, output.device, shape, dtype));
+    }
+    let operands = operands.readable();
+    match *kernel {
+        Kernel::Naive => naive::launch(operands, &output),
+        Kernel::Tiled(tile) => tiled::launch(operands, &output, tile),
+        Kernel::Cmma(tile) => cmma::launch(operands, &output, tile),
+    }
+    Ok(output)
+}
