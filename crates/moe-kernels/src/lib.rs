@@ -14,6 +14,12 @@
 //! | [`gelu`] | `x * cdf(x)`, exact | exact (burn 0.21's own is that of the tanh approximation on most backends) |
 //! | [`combine_rows`] | gather and a gate-weighted sum over `K` | gather; row-wise dot for the gates |
 //! | [`expert_ffn`] | all of it between the router and the residual in one op | keeps the pre-activation only |
+//! | [`rms_norm`], [`layer_norm`] | rows to mean square (or variance) 1, gain, shift | saves its inputs only |
+//! | [`softmax_rows`], [`log_sum_exp_rows`] | of each row | from the output; from the input |
+//! | [`cross_entropy_rows`] | `log sum exp - logit of the target` | softmax minus one-hot, in one pass |
+//! | [`rotary`] | turns pairs of channels | turns them back; saves nothing |
+//! | [`causal_attention`] | in blocks, grouped queries | saves inputs, output and one number per row of scores |
+//! | [`adamw_step`], [`sum_of_squares`] | the optimizer's passes over the parameters | none |
 //!
 //! No step adds into memory in an order that depends on scheduling, so two runs give the same bits on a backend
 //! whose own ops do.
@@ -50,6 +56,7 @@
 //! Letters in shapes: `T` tokens, `K` experts per token, `E` experts, `R = T * K` rows, `D`, `I`, `O` widths.
 
 mod activation;
+mod adamw;
 mod backends;
 #[cfg(feature = "cpu")]
 mod cpu;
@@ -66,7 +73,11 @@ mod portable;
 pub mod reference;
 
 pub use activation::Activation;
+pub use adamw::AdamWStep;
 pub use ffn::{FfnGrads, FfnNeeds, FfnSaved, FfnWeights};
-pub use functions::{combine_rows, dispatch_rows, expert_ffn, gelu, grouped_matmul, swiglu, top_k};
+pub use functions::{
+    adamw_step, causal_attention, combine_rows, cross_entropy_rows, dispatch_rows, expert_ffn, gelu, grouped_matmul,
+    layer_norm, log_sum_exp_rows, rms_norm, rotary, softmax_rows, sum_of_squares, swiglu, top_k,
+};
 pub use ops::{AutodiffMoeBackend, MoeBackend};
 pub use plan::ExpertPlan;

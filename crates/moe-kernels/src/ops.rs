@@ -3,7 +3,7 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use crate::{ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnWeights, portable};
+use crate::{AdamWStep, ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnWeights, portable};
 
 /// A burn backend with the ops of a Mixture-of-Experts layer.
 ///
@@ -132,6 +132,128 @@ pub trait MoeBackend: Backend {
     /// Gradient of [`moe_gelu`](Self::moe_gelu): input `[R, F]`, `grad` `[R, F]`, to `[R, F]`.
     fn moe_gelu_backward(input: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         portable::gelu_backward::<Self>(input, grad)
+    }
+
+    /// Rows of `x` `[T, D]` with root mean square 1, times `gamma` `[D]`. Computed in f32 (f64 if `x` is), dtype of `x`.
+    fn moe_rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        portable::norm::<Self>(x, gamma, None, epsilon)
+    }
+
+    /// Gradients of [`moe_rms_norm`](Self::moe_rms_norm): `x` and `grad` `[T, D]`, to those of `x` and `gamma`.
+    fn moe_rms_norm_backward(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        epsilon: f64,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        let [x, gamma, _] = portable::norm_backward::<Self>(x, gamma, false, epsilon, grad);
+        [x, gamma]
+    }
+
+    /// Rows of `x` `[T, D]` with mean 0 and variance 1, times `gamma` `[D]`, plus `beta` `[D]`. Computed in f32 (f64 if
+    /// `x` is), dtype of `x`.
+    fn moe_layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        portable::norm::<Self>(x, gamma, Some(beta), epsilon)
+    }
+
+    /// Gradients of [`moe_layer_norm`](Self::moe_layer_norm): `x` and `grad` `[T, D]`, to those of `x`, `gamma` and `beta`.
+    fn moe_layer_norm_backward(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        epsilon: f64,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 3] {
+        portable::norm_backward::<Self>(x, gamma, true, epsilon, grad)
+    }
+
+    /// Softmax of each row of `x` `[T, V]`.
+    fn moe_softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::softmax::<Self>(x)
+    }
+
+    /// Gradient of [`moe_softmax`](Self::moe_softmax) from its output: both `[T, V]`.
+    fn moe_softmax_backward(output: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::softmax_backward::<Self>(output, grad)
+    }
+
+    /// `log sum exp` of each row of `x` `[T, V]`: `[T, 1]`.
+    fn moe_log_sum_exp(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::log_sum_exp::<Self>(x)
+    }
+
+    /// Gradient of [`moe_log_sum_exp`](Self::moe_log_sum_exp): `x` `[T, V]` and `grad` `[T, 1]`, to `[T, V]`.
+    fn moe_log_sum_exp_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::log_sum_exp_backward::<Self>(x, grad)
+    }
+
+    /// `log sum exp` of each row of `logits` `[T, V]`, minus the logit of its target out of `targets` `[T]`: `[T]`.
+    fn moe_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        portable::cross_entropy::<Self>(logits, targets)
+    }
+
+    /// Gradient of [`moe_cross_entropy`](Self::moe_cross_entropy): `grad` `[T]`, to `[T, V]`.
+    fn moe_cross_entropy_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        portable::cross_entropy_backward::<Self>(logits, targets, grad)
+    }
+
+    /// Turns channels `i` and `i + A / 2` of every head of `x` `[B, S, H, A]` by the angle whose cosine and sine are at
+    /// `[s, i]` of `cos` and `sin` `[S, A / 2]`, f32; back if `inverse`. Computed in f32, dtype of `x`.
+    fn moe_rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        portable::rotary::<Self>(x, cos, sin, inverse)
+    }
+
+    /// Causal attention of `query` `[B, S, H, A]` to the earlier ones of `key` and `value` `[B, P, C, A]`: output
+    /// `[B, S, H, A]` and the log-sum-exp of the scores `[B, S, H]` in f32 (f64 if the query is). See
+    /// [`causal_attention`](crate::causal_attention).
+    fn moe_causal_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        scale: f64,
+    ) -> [FloatTensor<Self>; 2] {
+        portable::causal_attention::<Self>([query, key, value], scale)
+    }
+
+    /// Gradients of [`moe_causal_attention`](Self::moe_causal_attention) with respect to query, key and value, its
+    /// `inputs`; `outputs` are its two results, `grad` is `[B, S, H, A]`.
+    fn moe_causal_attention_backward(
+        inputs: [FloatTensor<Self>; 3],
+        outputs: [FloatTensor<Self>; 2],
+        scale: f64,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 3] {
+        portable::causal_attention_backward::<Self>(inputs, outputs, scale, grad)
+    }
+
+    /// One step of AdamW on `[N]` numbers: parameter, gradient and both moments; returns the new parameter and moments.
+    ///
+    /// An implementation may work in place on tensors that nobody else holds.
+    fn moe_adamw_step(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        moments: [FloatTensor<Self>; 2],
+        step: &AdamWStep,
+    ) -> [FloatTensor<Self>; 3] {
+        portable::adamw_step::<Self>(param, grad, moments, step)
+    }
+
+    /// The sum of the squares of `x` `[N]`: `[1]`.
+    fn moe_sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::sum_of_squares::<Self>(x)
     }
 }
 

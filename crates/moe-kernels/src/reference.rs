@@ -2,6 +2,10 @@
 //!
 //! Matrices are row-major. `R = T * K`; row `r` of the sorted layout holds slot `sorted_slots(..)[r]`.
 
+mod fused;
+
+pub use fused::*;
+
 use crate::Activation;
 
 /// Columns of the `k` largest scores of each row of `scores` `[T, E]`, by `k` passes; the lower column wins a tie.

@@ -1,6 +1,7 @@
 //! The suite that all backends share. One program: a CubeCL backend is compiled anew into every program that uses it.
 
 mod expert_ffn;
+mod fused;
 mod kernels;
 mod layers;
 mod model;

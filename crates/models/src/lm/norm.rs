@@ -1,12 +1,11 @@
 //! Root-mean-square and layer normalisation.
 //!
-//! Computed in f32 whatever the activations' dtype, then cast back. burn's own layers are not used because they want
-//! the input in the gain's dtype, and because under autodiff their division by the root costs two more passes over
-//! the tokens than the product with its reciprocal does.
+//! Computed in f32 whatever the activations' dtype, then cast back: one op each, see [`moe_kernels::rms_norm`].
 
 use burn::module::{Initializer, Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use moe_kernels::{MoeBackend, layer_norm, rms_norm};
 
 use super::{LmConfig, NormKind};
 
@@ -35,32 +34,26 @@ impl<B: Backend> Norm<B> {
     pub(crate) fn rms(width: usize, epsilon: f64, device: &B::Device) -> Self {
         Self { gamma: Initializer::Ones.init([width], device), beta: None, epsilon }
     }
+}
 
+impl<B: MoeBackend> Norm<B> {
     /// # Shapes
     ///
     /// - x: `[.., D]`, any float dtype
     /// - output: `[.., D]`, same dtype
+    ///
+    /// # Panics
+    ///
+    /// Panics when the last dimension is not `D`.
     pub fn forward<const N: usize>(&self, x: Tensor<B, N>) -> Tensor<B, N> {
-        let dtype = x.dtype();
-        let x = self.center(x.cast(DType::F32));
-        let inverse_root = x.clone().square().mean_dim(N - 1).add_scalar(self.epsilon).sqrt().recip();
-        let y = x * inverse_root * self.gamma.val().unsqueeze();
-        self.shift(y).cast(dtype)
-    }
-
-    fn center<const N: usize>(&self, x: Tensor<B, N>) -> Tensor<B, N> {
-        if self.beta.is_none() {
-            return x;
-        }
-        let mean = x.clone().mean_dim(N - 1);
-        x - mean
-    }
-
-    fn shift<const N: usize>(&self, y: Tensor<B, N>) -> Tensor<B, N> {
-        match &self.beta {
-            Some(beta) => y + beta.val().unsqueeze(),
-            None => y,
-        }
+        let shape = x.dims();
+        let rows = x.reshape([shape[..N - 1].iter().product(), shape[N - 1]]);
+        let gamma = self.gamma.val();
+        let y = match &self.beta {
+            None => rms_norm(rows, gamma, self.epsilon),
+            Some(beta) => layer_norm(rows, gamma, beta.val(), self.epsilon),
+        };
+        y.reshape(shape)
     }
 }
 
@@ -68,7 +61,7 @@ impl<B: Backend> Norm<B> {
 mod tests {
     use burn::backend::Flex;
     use burn::nn::{LayerNormConfig, RmsNormConfig};
-    use burn::tensor::{Distribution, Tolerance};
+    use burn::tensor::{DType, Distribution, Tolerance};
 
     use super::*;
 

@@ -2,9 +2,10 @@
 
 use burn_flex::Flex;
 
-use super::host::host_ops;
+use super::host::{fused_ops, host_ops};
 use crate::MoeBackend;
 
 impl MoeBackend for Flex {
     host_ops!();
+    fused_ops!();
 }

@@ -2,7 +2,7 @@
 
 use burn_ndarray::{FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray};
 
-use super::host::host_ops;
+use super::host::{fused_ops, host_ops};
 use crate::MoeBackend;
 
 impl<E, I, Q> MoeBackend for NdArray<E, I, Q>
@@ -14,4 +14,5 @@ where
     NdArrayTensor: From<SharedArray<I>>,
 {
     host_ops!();
+    fused_ops!();
 }

@@ -1,12 +1,25 @@
 //! Loops over slices for the CPU backends: written so that the compiler vectorises them, split over threads by rows.
 
 mod activation;
+mod attention;
 mod exp;
 pub(crate) mod expert_ffn;
 mod gated;
 mod gemm;
+mod lanes;
+mod norm;
+mod optim;
+mod rotary;
+mod softmax;
 mod top_k;
 pub(crate) mod unset;
 
 pub(crate) use activation::{gelu, gelu_backward, swiglu, swiglu_backward};
+pub(crate) use attention::{AttentionInputs, AttentionSaved, AttentionShape, attention, attention_backward};
+pub(crate) use norm::{NormSpec, norm, norm_backward};
+pub(crate) use optim::{adamw, sum_of_squares};
+pub(crate) use rotary::{Angles, rotate};
+pub(crate) use softmax::{
+    cross_entropy, cross_entropy_backward, log_sum_exp, log_sum_exp_backward, softmax, softmax_backward,
+};
 pub(crate) use top_k::{top_k, top_k_backward};

@@ -1,16 +1,26 @@
 //! The ops on tensors: shapes are checked here, once, for every backend.
 
 mod activation;
+mod attention;
 mod expert_ffn;
 mod grouped;
+mod norm;
+mod optim;
+mod rotary;
 mod routing;
 mod rows;
+mod softmax;
 
 pub use activation::{gelu, swiglu};
+pub use attention::causal_attention;
 pub use expert_ffn::expert_ffn;
 pub use grouped::grouped_matmul;
+pub use norm::{layer_norm, rms_norm};
+pub use optim::{adamw_step, sum_of_squares};
+pub use rotary::rotary;
 pub use routing::top_k;
 pub use rows::{combine_rows, dispatch_rows};
+pub use softmax::{cross_entropy_rows, log_sum_exp_rows, softmax_rows};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;

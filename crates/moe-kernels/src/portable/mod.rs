@@ -1,20 +1,30 @@
 //! Bodies made of burn's own ops, right on every backend: what a faster implementation falls back to.
 
 mod activation;
+mod attention;
 mod expert_ffn;
 mod grouped;
+mod norm;
+mod optim;
+mod rotary;
 mod routing;
 mod rows;
+mod softmax;
 
 pub(crate) use activation::*;
+pub(crate) use attention::*;
 pub(crate) use expert_ffn::*;
 pub(crate) use grouped::*;
+pub(crate) use norm::*;
+pub(crate) use optim::*;
+pub(crate) use rotary::*;
 pub(crate) use routing::*;
 pub(crate) use rows::*;
+pub(crate) use softmax::*;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorPrimitive};
+use burn::tensor::{DType, Tensor, TensorPrimitive};
 
 pub(crate) fn wrap<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
@@ -22,4 +32,9 @@ pub(crate) fn wrap<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Ten
 
 pub(crate) fn unwrap<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
     tensor.into_primitive().tensor()
+}
+
+/// What numbers of `dtype` are summed in: f32, or f64 for f64.
+fn accumulator(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }

@@ -1,7 +1,7 @@
 //! Router z-loss: keeps the router's logits small.
 
 use burn::tensor::Tensor;
-use moe_kernels::MoeBackend;
+use moe_kernels::{MoeBackend, log_sum_exp_rows};
 
 use super::zero;
 use crate::Routing;
@@ -12,8 +12,6 @@ pub fn router_z_loss<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
     if routing.num_tokens() == 0 {
         return zero(routing);
     }
-    let logits = routing.logits.clone();
-    let max = logits.clone().detach().max_dim(1);
-    let log_sum_exp = (logits - max.clone()).exp().sum_dim(1).log() + max;
+    let log_sum_exp = log_sum_exp_rows(routing.logits.clone());
     log_sum_exp.powi_scalar(2).sum() / routing.num_tokens() as f64
 }

@@ -5,10 +5,9 @@
 
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
-use moe_kernels::{MoeBackend, top_k};
+use moe_kernels::{MoeBackend, softmax_rows, top_k};
 
 use crate::Routing;
 
@@ -84,7 +83,7 @@ impl<B: MoeBackend> TopKRouter<B> {
             return Routing::empty(self.weight.dims()[1], self.top_k, dtype, &device);
         }
         let logits = tokens.cast(dtype).matmul(self.weight.val().cast(dtype));
-        let probs = softmax(logits.clone(), 1);
+        let probs = softmax_rows(logits.clone());
         let (gates, experts) = top_k(probs.clone(), self.top_k);
         let gates = if self.normalize_gates { normalize(gates) } else { gates };
         Routing::new(logits, probs, gates, experts)

@@ -7,13 +7,14 @@ use burn::module::{AutodiffModule, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{ElementConversion, Tensor};
+use moe_kernels::{AutodiffMoeBackend, sum_of_squares};
 
 /// Scales `grads` so that their global norm is at most `max_norm`; returns them with the norm they had before.
 ///
 /// The norm is read from the device once. A norm within the limit leaves every gradient untouched, bit for bit, and so
 /// does `max_norm == 0`, which turns clipping off. A norm that is not finite is returned with the gradients untouched:
 /// no factor can repair them, and the caller must not apply them.
-pub fn clip_global_norm<B: AutodiffBackend, M: AutodiffModule<B>>(
+pub fn clip_global_norm<B: AutodiffMoeBackend, M: AutodiffModule<B>>(
     model: &M,
     grads: GradientsParams,
     max_norm: f64,
@@ -43,7 +44,7 @@ pub(crate) fn clip_to<B: AutodiffBackend, M: AutodiffModule<B>>(
 ///
 /// Squares are summed in the gradients' own dtype, f32 for every model of this workspace: a norm above about `1e19`
 /// comes out infinite.
-pub fn global_norm<B: AutodiffBackend, M: AutodiffModule<B>>(
+pub fn global_norm<B: AutodiffMoeBackend, M: AutodiffModule<B>>(
     model: &M,
     grads: &GradientsParams,
 ) -> Option<Tensor<B::InnerBackend, 1>> {
@@ -67,10 +68,10 @@ struct SumOfSquares<'a, B: AutodiffBackend> {
     sums: Vec<Tensor<B::InnerBackend, 1>>,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for SumOfSquares<'_, B> {
+impl<B: AutodiffMoeBackend> ModuleVisitor<B> for SumOfSquares<'_, B> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id) {
-            self.sums.push(grad.square().sum());
+            self.sums.push(sum_of_squares(grad));
         }
     }
 }

@@ -9,14 +9,17 @@ use std::marker::PhantomData;
 
 use burn::module::{AutodiffModule, ModuleVisitor, Param, ParamId};
 use burn::optim::adaptor::OptimizerAdaptor;
-use burn::optim::{AdamW, AdamWConfig, GradientsParams, LearningRate, MultiGradientsParams, Optimizer};
+use burn::optim::{GradientsParams, LearningRate, MultiGradientsParams, Optimizer};
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
 
+use moe_kernels::AutodiffMoeBackend;
+
+use super::FusedAdamW;
 use crate::config::OptimConfig;
 
 /// AdamW with decay for matrices and without it for the rest, for a module `M`.
-pub type LmOptimizer<M, B> = DecayGroups<OptimizerAdaptor<AdamW, M, B>>;
+pub type LmOptimizer<M, B> = DecayGroups<OptimizerAdaptor<FusedAdamW, M, B>>;
 
 /// Words in a field or type name along the path of a parameter that take it out of the decay.
 const UNDECAYED_WORDS: [&str; 3] = ["norm", "embedding", "router"];
@@ -39,18 +42,18 @@ impl<O> DecayGroups<O> {
     }
 }
 
-impl<M: AutodiffModule<B>, B: AutodiffBackend> LmOptimizer<M, B> {
+impl<M: AutodiffModule<B>, B: AutodiffMoeBackend> LmOptimizer<M, B> {
     /// AdamW with the betas, epsilon and decoupled decay of `config`. Clipping is left to
     /// [`clip_global_norm`](crate::optim::clip_global_norm).
     pub fn adamw(config: &OptimConfig) -> Self {
-        let adamw = AdamWConfig::new()
-            .with_beta_1(config.beta1 as f32)
-            .with_beta_2(config.beta2 as f32)
-            .with_epsilon(config.eps as f32);
-        Self::new(
-            adamw.clone().with_weight_decay(config.weight_decay as f32).init(),
-            adamw.with_weight_decay(0.0).init(),
-        )
+        let undecayed = FusedAdamW {
+            beta_1: config.beta1 as f32,
+            beta_2: config.beta2 as f32,
+            epsilon: config.eps as f32,
+            weight_decay: 0.0,
+        };
+        let decayed = FusedAdamW { weight_decay: config.weight_decay as f32, ..undecayed };
+        Self::new(decayed.into(), undecayed.into())
     }
 }
 
@@ -212,6 +215,7 @@ mod tests {
     use super::testing::{AD, Probe, gradients};
     use super::*;
     use burn::module::Module;
+    use burn::optim::AdamWConfig;
     use burn::record::{FullPrecisionSettings, NamedMpkBytesRecorder, Recorder};
     use burn::tensor::TensorData;
 

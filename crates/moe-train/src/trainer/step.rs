@@ -3,7 +3,6 @@
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams, Optimizer};
 use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
 use moe_kernels::AutodiffMoeBackend;
 use moe_models::lm::{Lm, LmLoss};
 
@@ -157,7 +156,7 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
 }
 
 /// Reads the summed losses `[3]` and the norm of the gradients from the device together.
-fn read_scalars<B: AutodiffBackend, M: AutodiffModule<B>>(
+fn read_scalars<B: AutodiffMoeBackend, M: AutodiffModule<B>>(
     model: &M,
     grads: &GradientsParams,
     losses: Vec<Tensor<B::InnerBackend, 1>>,

@@ -3,7 +3,10 @@
 //! Each op saves the node of an input only when the other input needs a gradient, the way burn's own matrix product
 //! does, so that gradient checkpointing can recompute it.
 
+mod attention;
 mod expert_ffn;
+mod norm;
+mod softmax;
 mod top_k;
 
 use burn_autodiff::Autodiff;
@@ -165,6 +168,62 @@ impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
         }
 
         from_input::<B, C, _>(Gelu, input, B::moe_gelu)
+    }
+
+    fn moe_rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        norm::rms_norm::<B, C>(x, gamma, epsilon)
+    }
+
+    fn moe_layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        norm::layer_norm::<B, C>(x, gamma, beta, epsilon)
+    }
+
+    fn moe_softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        softmax::softmax::<B, C>(x)
+    }
+
+    fn moe_log_sum_exp(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        softmax::log_sum_exp::<B, C>(x)
+    }
+
+    fn moe_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        softmax::cross_entropy::<B, C>(logits, targets)
+    }
+
+    fn moe_rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        attention::rotary::<B, C>(x, cos, sin, inverse)
+    }
+
+    fn moe_causal_attention(
+        query: FloatTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        scale: f64,
+    ) -> [FloatTensor<Self>; 2] {
+        attention::causal_attention::<B, C>([query, key, value], scale)
+    }
+}
+
+/// Hands every tracked parent its gradient.
+fn register<B: MoeBackend, const N: usize>(
+    grads: &mut Gradients,
+    parents: [Option<NodeId>; N],
+    found: [FloatTensor<B>; N],
+) {
+    for (parent, grad) in parents.into_iter().zip(found) {
+        if let Some(parent) = parent {
+            grads.register::<B>(parent, grad);
+        }
     }
 }
 

@@ -1,10 +1,16 @@
 //! What the CPU backends share: their tensors as slices, in and out of the loops of [`cpu`](crate::cpu).
 
 pub(super) mod activation;
+pub(super) mod attention;
 pub(super) mod expert_ffn;
+mod fused;
+pub(super) mod norm;
 mod ops;
+pub(super) mod optim;
+pub(super) mod softmax;
 pub(super) mod top_k;
 
+pub(super) use fused::fused_ops;
 pub(super) use ops::host_ops;
 
 use burn::tensor::backend::Backend;

@@ -1,0 +1,34 @@
+//! The numbers of one AdamW step.
+
+/// What one step of AdamW ([Loshchilov and Hutter, 2019](https://arxiv.org/abs/1711.05101)) is told.
+///
+/// The numbers have the types that burn's `AdamW` keeps them in, so that both round alike.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWStep {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the first moment, in `0..1`.
+    pub beta_1: f32,
+    /// Decay of the second moment, in `0..1`.
+    pub beta_2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Decoupled decay: a parameter loses `lr * weight_decay` of itself.
+    pub weight_decay: f32,
+    /// This step counted from 1.
+    pub time: usize,
+    /// The gradient is multiplied by this first; 1 unless it is to be clipped.
+    pub grad_factor: f64,
+}
+
+impl AdamWStep {
+    /// What is left of a parameter after its decay, `1 - lr * weight_decay`.
+    pub(crate) fn decay(&self) -> f64 {
+        1.0 - self.lr * f64::from(self.weight_decay)
+    }
+
+    /// `1 - beta^time` of both moments, which start at zero.
+    pub(crate) fn corrections(&self) -> [f32; 2] {
+        [self.beta_1, self.beta_2].map(|beta| 1.0 - beta.powi(self.time as i32))
+    }
+}

@@ -1,0 +1,110 @@
+//! Sums and maxima of rows with one partial result per vector lane, so that the compiler can vectorise them.
+
+/// Partial results: one 512-bit vector of f32.
+pub(super) const LANES: usize = 16;
+
+/// `sum_i term(rows[0][i], rows[1][i], ..)`; rows at least as long as the first.
+#[inline(always)]
+pub(super) fn sum<const N: usize>(rows: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
+    let len = rows[0].len();
+    let whole = len - len % LANES;
+    let mut lanes = [0.0; LANES];
+    let mut start = 0;
+    while start < whole {
+        let parts = rows.map(|row| &row[start..start + LANES]);
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            *lane += term(parts.map(|part| part[i]));
+        }
+        start += LANES;
+    }
+    for i in whole..len {
+        lanes[i - whole] += term(rows.map(|row| row[i]));
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// The largest number, minus infinity without any; a NaN does not count.
+#[inline(always)]
+pub(super) fn max(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let parts = row.chunks_exact(LANES);
+    let rest = parts.remainder();
+    for part in parts {
+        for (lane, &x) in lanes.iter_mut().zip(part) {
+            *lane = larger(*lane, x);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = larger(*lane, x);
+    }
+    fold(lanes, larger)
+}
+
+/// Replaces every number by `map(number)`; returns the sum of the results.
+#[inline(always)]
+pub(super) fn map_sum(row: &mut [f32], map: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let mut parts = row.chunks_exact_mut(LANES);
+    for part in &mut parts {
+        for (lane, x) in lanes.iter_mut().zip(part) {
+            *x = map(*x);
+            *lane += *x;
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(parts.into_remainder()) {
+        *x = map(*x);
+        *lane += *x;
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// Halves the lanes until one is left.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = join(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(len: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7) % 11) as f32 - 4.0).collect()
+    }
+
+    #[test]
+    fn every_length_is_summed_in_full() {
+        for len in 0..70 {
+            let (row, mut halves) = (row(len), row(len));
+            let expected: f32 = row.iter().sum();
+            assert_eq!(sum([&row], |[x]| x), expected);
+            assert_eq!(map_sum(&mut halves, |x| x / 2.0), expected / 2.0);
+            assert!(halves.iter().zip(&row).all(|(half, x)| half * 2.0 == *x));
+        }
+    }
+
+    #[test]
+    fn the_maximum_is_found_at_every_place_and_skips_nan() {
+        for len in 1..40 {
+            for place in 0..len {
+                let mut row = vec![-3.0; len];
+                row[(place + 1) % len] = f32::NAN;
+                row[place] = 2.0;
+                assert_eq!(max(&row), 2.0);
+            }
+        }
+        assert_eq!(max(&[]), f32::NEG_INFINITY);
+    }
+}

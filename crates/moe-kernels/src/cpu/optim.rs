@@ -1,0 +1,62 @@
+//! The optimizer's passes over all parameters.
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::lanes::sum;
+use crate::AdamWStep;
+
+/// Numbers that a thread takes at a time, of each tensor: 64 KiB. Also the unit of the sum of squares, so that it does
+/// not depend on the number of threads.
+const BLOCK: usize = 1 << 14;
+
+/// Updates parameter and moments in place, in one pass.
+pub(crate) fn adamw(param: &mut [f32], grad: &[f32], moments: [&mut [f32]; 2], step: &AdamWStep) {
+    let (arch, factors, [first, second]) = (Arch::new(), Factors::new(step), moments);
+    let blocks = param.par_chunks_mut(BLOCK).zip(grad.par_chunks(BLOCK));
+    let blocks = blocks.zip(first.par_chunks_mut(BLOCK)).zip(second.par_chunks_mut(BLOCK));
+    blocks.for_each(|(((p, g), m), v)| arch.dispatch(|| adamw_block(p, g, m, v, factors)));
+}
+
+/// The numbers of a step in f32.
+#[derive(Clone, Copy)]
+struct Factors {
+    grad: f32,
+    decay: f32,
+    lr: f32,
+    beta: [f32; 2],
+    correction: [f32; 2],
+    epsilon: f32,
+}
+
+impl Factors {
+    fn new(step: &AdamWStep) -> Self {
+        Self {
+            grad: step.grad_factor as f32,
+            decay: step.decay() as f32,
+            lr: step.lr as f32,
+            beta: [step.beta_1, step.beta_2],
+            correction: step.corrections(),
+            epsilon: step.epsilon,
+        }
+    }
+}
+
+/// In the order of operations of burn's own AdamW, rounding for rounding.
+#[inline(always)]
+fn adamw_block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], f: Factors) {
+    for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+        let g = g * f.grad;
+        *m = *m * f.beta[0] + g * (1.0 - f.beta[0]);
+        *v = *v * f.beta[1] + g * g * (1.0 - f.beta[1]);
+        let delta = (*m / f.correction[0]) / ((*v / f.correction[1]).sqrt() + f.epsilon);
+        *p = *p * f.decay - delta * f.lr;
+    }
+}
+
+/// `sum_i x_i^2`: blocks in f32, their sums in f64.
+pub(crate) fn sum_of_squares(x: &[f32]) -> f64 {
+    let arch = Arch::new();
+    let blocks: Vec<f32> = x.par_chunks(BLOCK).map(|x| arch.dispatch(|| sum([x], |[x]| x * x))).collect();
+    blocks.into_iter().map(f64::from).sum()
+}

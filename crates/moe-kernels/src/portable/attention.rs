@@ -1,0 +1,73 @@
+//! Causal attention written out: all scores at once, masked, `[B, C, G * S, P]` with the `G = H / C` query heads of one
+//! key/value head as rows of one product, so that keys and values are never repeated.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Bool, Tensor};
+
+use super::{accumulator, unwrap, wrap};
+
+pub(crate) fn causal_attention<B: Backend>(
+    [query, key, value]: [FloatTensor<B>; 3],
+    scale: f64,
+) -> [FloatTensor<B>; 2] {
+    let (query, key, value) = (wrap::<B, 4>(query), wrap::<B, 4>(key), wrap::<B, 4>(value));
+    let ([batch, len, heads, _], dtype, kv_heads) = (query.dims(), query.dtype(), key.dims()[2]);
+    let scores = scores(group(query, kv_heads), key, len, scale);
+    let largest = scores.clone().max_dim(3);
+    let weights = (scores - largest.clone()).exp();
+    let sums = weights.clone().sum_dim(3);
+    let mixed = weights.cast(dtype).matmul(value.swap_dims(1, 2)) * sums.clone().recip().cast(dtype);
+    let lse = (sums.log() + largest).reshape([batch, heads, len]).swap_dims(1, 2);
+    [unwrap(ungroup(mixed, len)), unwrap(lse)]
+}
+
+pub(crate) fn causal_attention_backward<B: Backend>(
+    [query, key, value]: [FloatTensor<B>; 3],
+    [output, lse]: [FloatTensor<B>; 2],
+    scale: f64,
+    grad: FloatTensor<B>,
+) -> [FloatTensor<B>; 3] {
+    let (query, key, value) = (wrap::<B, 4>(query), wrap::<B, 4>(key), wrap::<B, 4>(value));
+    let ([batch, len, heads, _], dtype, kv_heads) = (query.dims(), query.dtype(), key.dims()[2]);
+    let stats = accumulator(dtype);
+    let (query, grad) = (group(query, kv_heads), group(wrap::<B, 4>(grad), kv_heads));
+    let output = group(wrap::<B, 4>(output), kv_heads);
+    let lse = wrap::<B, 3>(lse).swap_dims(1, 2).reshape([batch, kv_heads, heads / kv_heads * len, 1]);
+
+    let weights = (scores(query.clone(), key.clone(), len, scale) - lse).exp();
+    let along = (grad.clone().cast(stats) * output.cast(stats)).sum_dim(3);
+    let grad_weights = grad.clone().matmul(value.permute([0, 2, 3, 1])).cast(stats);
+    let grad_scores = (weights.clone() * (grad_weights - along)).mul_scalar(scale).cast(dtype);
+
+    let grad_value = weights.cast(dtype).swap_dims(2, 3).matmul(grad).swap_dims(1, 2);
+    let grad_key = grad_scores.clone().swap_dims(2, 3).matmul(query).swap_dims(1, 2);
+    let grad_query = ungroup(grad_scores.matmul(key.swap_dims(1, 2)), len);
+    [unwrap(grad_query), unwrap(grad_key), unwrap(grad_value)]
+}
+
+/// Scores `[B, C, G * S, P]` in the accumulator's dtype, minus infinity where the key is later than the query.
+fn scores<B: Backend>(query: Tensor<B, 4>, key: Tensor<B, 4>, len: usize, scale: f64) -> Tensor<B, 4> {
+    let stats = accumulator(query.dtype());
+    let scores = query.matmul(key.permute([0, 2, 3, 1])).cast(stats).mul_scalar(scale);
+    if len == 1 {
+        return scores;
+    }
+    let ([batch, kv_heads, rows, keys], device) = (scores.dims(), scores.device());
+    let later = Tensor::<B, 2, Bool>::tril_mask([len, keys], (keys - len) as i64, &device);
+    let heads = [batch * kv_heads * rows / len, len, keys];
+    let later = later.unsqueeze::<3>().expand(heads);
+    scores.reshape(heads).mask_fill(later, f32::NEG_INFINITY).reshape([batch, kv_heads, rows, keys])
+}
+
+/// `[B, S, H, A]` to `[B, C, G * S, A]`.
+fn group<B: Backend>(x: Tensor<B, 4>, kv_heads: usize) -> Tensor<B, 4> {
+    let [batch, len, heads, width] = x.dims();
+    x.swap_dims(1, 2).reshape([batch, kv_heads, heads / kv_heads * len, width])
+}
+
+/// `[B, C, G * S, A]` to `[B, S, H, A]`.
+fn ungroup<B: Backend>(x: Tensor<B, 4>, len: usize) -> Tensor<B, 4> {
+    let [batch, kv_heads, rows, width] = x.dims();
+    x.reshape([batch, kv_heads * rows / len, len, width]).swap_dims(1, 2)
+}

@@ -1,0 +1,29 @@
+//! The optimizer's arithmetic, in the order of burn's own AdamW.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+
+use super::{unwrap, wrap};
+use crate::AdamWStep;
+
+pub(crate) fn adamw_step<B: Backend>(
+    param: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    [first, second]: [FloatTensor<B>; 2],
+    step: &AdamWStep,
+) -> [FloatTensor<B>; 3] {
+    let grad = wrap::<B, 1>(grad);
+    let grad = if step.grad_factor == 1.0 { grad } else { grad.mul_scalar(step.grad_factor) };
+    let first = wrap::<B, 1>(first).mul_scalar(step.beta_1) + grad.clone().mul_scalar(1.0 - step.beta_1);
+    let second = wrap::<B, 1>(second).mul_scalar(step.beta_2) + grad.square().mul_scalar(1.0 - step.beta_2);
+
+    let [correction_1, correction_2] = step.corrections();
+    let root = second.clone().div_scalar(correction_2).sqrt().add_scalar(step.epsilon);
+    let delta = first.clone().div_scalar(correction_1) / root;
+    let param = wrap::<B, 1>(param).mul_scalar(step.decay()) - delta.mul_scalar(step.lr);
+    [param, first, second].map(unwrap)
+}
+
+pub(crate) fn sum_of_squares<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    unwrap(wrap::<B, 1>(x).square().sum())
+}

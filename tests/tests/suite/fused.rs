@@ -1,0 +1,302 @@
+//! The ops around the experts against naive loops in f64: values, and gradients against central differences of the loops.
+
+use std::cell::Cell;
+
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use moe_kernels::{
+    AutodiffMoeBackend, causal_attention, cross_entropy_rows, layer_norm, log_sum_exp_rows, reference, rms_norm,
+    rotary, softmax_rows,
+};
+use moe_tests::{assert_close, host, on_every_backend, random};
+
+/// On every backend in f32; and in f64 on flex, where the CPU backends fall back to the portable bodies.
+macro_rules! suite {
+    ($($name:ident),+ $(,)?) => {
+        on_every_backend!($($name),+);
+        #[cfg(feature = "flex")]
+        mod portable_in_f64 {
+            $(#[test] fn $name() {
+                super::DTYPE.set(burn::tensor::DType::F64);
+                super::$name::<moe_tests::Flex>(&Default::default())
+            })+
+        }
+    };
+}
+
+thread_local! {
+    /// Dtype of the tensors that this thread's test makes.
+    static DTYPE: Cell<DType> = const { Cell::new(DType::F32) };
+}
+
+suite!(
+    rms_norm_matches_the_loop,
+    layer_norm_matches_the_loop,
+    softmax_matches_the_loop,
+    log_sum_exp_matches_the_loop,
+    cross_entropy_matches_the_loop,
+    huge_numbers_overflow_nothing,
+    a_nan_stays_in_its_row_and_is_not_hidden,
+    rotary_matches_the_rotation_of_every_pair,
+    causal_attention_matches_the_loop,
+    attention_to_a_prefix_equals_that_of_the_whole_sequence,
+    nothing_later_reaches_a_query,
+    two_runs_give_the_same_bits,
+);
+
+/// `[T, width]`: one row, one channel, odd sizes, more rows than a block, a whole number of vectors.
+const ROWS: [[usize; 2]; 6] = [[1, 5], [7, 1], [13, 19], [130, 33], [3, 64], [65, 256]];
+
+/// `[B, S, P, H, C, A]`: one of everything, grouped queries, a prefix, several blocks of queries.
+const ATTENTIONS: [[usize; 6]; 6] = [
+    [1, 1, 1, 1, 1, 1],
+    [2, 5, 5, 4, 2, 6],
+    [1, 3, 7, 3, 1, 5],
+    [2, 1, 9, 2, 2, 4],
+    [1, 70, 70, 2, 1, 3],
+    [1, 66, 131, 1, 1, 2],
+];
+
+/// Central difference in f64: truncation near 1e-10, rounding near 1e-11.
+const STEP: f64 = 1e-5;
+
+/// The gradient of `sum(output * weight)` with respect to `input`, by nudging each number.
+fn numeric(input: &[f64], weight: &[f64], output: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
+    let loss = |values: &[f64]| output(values).iter().zip(weight).map(|(y, w)| y * w).sum::<f64>();
+    let mut values = input.to_vec();
+    let mut at = |i: usize, amount: f64| {
+        values[i] = input[i] + amount;
+        let loss = loss(&values);
+        values[i] = input[i];
+        loss
+    };
+    (0..input.len()).map(|i| (at(i, STEP) - at(i, -STEP)) / (2.0 * STEP)).collect()
+}
+
+fn tensor<B: AutodiffMoeBackend, const D: usize>(
+    values: &[f64],
+    shape: [usize; D],
+    device: &B::Device,
+) -> Tensor<B, D> {
+    moe_tests::tensor::<B, D>(values, shape, device).cast(DTYPE.get())
+}
+
+fn tracked<B: AutodiffMoeBackend, const D: usize>(
+    values: &[f64],
+    shape: [usize; D],
+    device: &B::Device,
+) -> Tensor<B, D> {
+    tensor::<B, D>(values, shape, device).require_grad()
+}
+
+/// Gradients of `sum(output * weight)`.
+fn backward<B: AutodiffMoeBackend, const D: usize>(output: Tensor<B, D>, weight: &[f64]) -> B::Gradients {
+    let weight = tensor::<B, D>(weight, output.dims(), &output.device());
+    (output * weight).sum().backward()
+}
+
+fn gradient<B: AutodiffMoeBackend, const D: usize>(input: &Tensor<B, D>, grads: &B::Gradients) -> Vec<f64> {
+    host(input.grad(grads).expect("the input was tracked"))
+}
+
+fn scaled(n: usize, seed: u64, scale: f32) -> Vec<f64> {
+    random(n, seed).into_iter().map(|x| f64::from(x as f32 * scale)).collect()
+}
+
+/// Numeric gradients of large inputs are slow; those are compared in values only.
+fn is_small(n: usize) -> bool {
+    n <= 400
+}
+
+const EPSILON: f64 = 1e-5;
+
+fn rms_norm_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    for shape @ [rows, width] in ROWS {
+        let (x, gamma, weight) = (scaled(rows * width, 1, 3.0), random(width, 2), random(rows * width, 3));
+        let (input, gain) = (tracked::<B, 2>(&x, shape, device), tracked::<B, 1>(&gamma, [width], device));
+        let output = rms_norm(input.clone(), gain.clone(), EPSILON);
+        assert_close("rms norm", &host(output.clone()), &reference::norm(&x, &gamma, None, EPSILON));
+
+        let grads = backward(output, &weight);
+        let by_gamma = numeric(&gamma, &weight, |gamma| reference::norm(&x, gamma, None, EPSILON));
+        assert_close("gain", &gradient(&gain, &grads), &by_gamma);
+        if is_small(rows * width) {
+            let by_x = numeric(&x, &weight, |x| reference::norm(x, &gamma, None, EPSILON));
+            assert_close("rms norm gradient", &gradient(&input, &grads), &by_x);
+        }
+    }
+}
+
+fn layer_norm_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    // A row of one number has no variance to divide by.
+    for shape @ [rows, width] in ROWS.into_iter().filter(|[_, width]| *width > 1) {
+        let (x, weight) = (scaled(rows * width, 1, 3.0), random(rows * width, 3));
+        let (gamma, beta) = (random(width, 2), random(width, 4));
+        let input = tracked::<B, 2>(&x, shape, device);
+        let (gain, shift) = (tracked::<B, 1>(&gamma, [width], device), tracked::<B, 1>(&beta, [width], device));
+        let output = layer_norm(input.clone(), gain.clone(), shift.clone(), EPSILON);
+        let expected = reference::norm(&x, &gamma, Some(&beta), EPSILON);
+        assert_close("layer norm", &host(output.clone()), &expected);
+
+        let grads = backward(output, &weight);
+        let by_gamma = numeric(&gamma, &weight, |gamma| reference::norm(&x, gamma, Some(&beta), EPSILON));
+        assert_close("gain", &gradient(&gain, &grads), &by_gamma);
+        let by_beta = numeric(&beta, &weight, |beta| reference::norm(&x, &gamma, Some(beta), EPSILON));
+        assert_close("shift", &gradient(&shift, &grads), &by_beta);
+        if is_small(rows * width) {
+            let by_x = numeric(&x, &weight, |x| reference::norm(x, &gamma, Some(&beta), EPSILON));
+            assert_close("layer norm gradient", &gradient(&input, &grads), &by_x);
+        }
+    }
+}
+
+fn softmax_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    for shape @ [rows, width] in ROWS {
+        let (x, weight) = (scaled(rows * width, 5, 8.0), random(rows * width, 6));
+        let input = tracked::<B, 2>(&x, shape, device);
+        let output = softmax_rows(input.clone());
+        assert_close("softmax", &host(output.clone()), &reference::softmax(&x, width));
+        if is_small(rows * width) {
+            let expected = numeric(&x, &weight, |x| reference::softmax(x, width));
+            assert_close("softmax gradient", &gradient(&input, &backward(output, &weight)), &expected);
+        }
+    }
+}
+
+fn log_sum_exp_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    for shape @ [rows, width] in ROWS {
+        let (x, weight) = (scaled(rows * width, 7, 8.0), random(rows, 8));
+        let input = tracked::<B, 2>(&x, shape, device);
+        let output = log_sum_exp_rows(input.clone());
+        assert_eq!(output.dims(), [rows, 1]);
+        assert_close("log sum exp", &host(output.clone()), &reference::log_sum_exp(&x, width));
+        if is_small(rows * width) {
+            let expected = numeric(&x, &weight, |x| reference::log_sum_exp(x, width));
+            assert_close("log sum exp gradient", &gradient(&input, &backward(output, &weight)), &expected);
+        }
+    }
+}
+
+fn cross_entropy_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    for shape @ [rows, width] in ROWS {
+        let (x, weight) = (scaled(rows * width, 9, 8.0), random(rows, 10));
+        let targets: Vec<usize> = (0..rows).map(|t| (t * 7 + 3) % width).collect();
+        let loop_over_rows = |x: &[f64]| -> Vec<f64> {
+            let lse = reference::log_sum_exp(x, width);
+            (0..rows).map(|t| lse[t] - x[t * width + targets[t]]).collect()
+        };
+        let ids: Vec<i64> = targets.iter().map(|&t| t as i64).collect();
+        let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [rows]), device);
+        let input = tracked::<B, 2>(&x, shape, device);
+        let output = cross_entropy_rows(input.clone(), ids);
+        assert_close("cross entropy", &host(output.clone()), &loop_over_rows(&x));
+        if is_small(rows * width) {
+            let expected = numeric(&x, &weight, loop_over_rows);
+            assert_close("cross entropy gradient", &gradient(&input, &backward(output, &weight)), &expected);
+        }
+    }
+}
+
+fn huge_numbers_overflow_nothing<B: AutodiffMoeBackend>(device: &B::Device) {
+    let logits = tracked::<B, 2>(&[3e4, -3e4, 0.0, -3e4, -3e4, -3e4], [2, 3], device);
+    let targets = Tensor::<B, 1, Int>::from_data([1, 2], device);
+    let losses = cross_entropy_rows(logits.clone(), targets);
+    assert_close("losses", &host(losses.clone()), &[6e4, 3f64.ln()]);
+    let third = 1.0 / 3.0;
+    let expected = [1.0, -1.0, 0.0, third, third, third - 1.0];
+    assert_close("gradient", &gradient(&logits, &losses.sum().backward()), &expected);
+    assert_close("softmax", &host(softmax_rows(logits)), &[1.0, 0.0, 0.0, third, third, third]);
+}
+
+fn a_nan_stays_in_its_row_and_is_not_hidden<B: AutodiffMoeBackend>(device: &B::Device) {
+    let x = || tensor::<B, 2>(&[0.5, f64::NAN, 1.0, 0.5, 2.0, 1.0], [2, 3], device);
+    let gamma = || tensor::<B, 1>(&[1.0; 3], [3], device);
+    let all = |tensor: Tensor<B, 2>| host(tensor).iter().map(|x| x.is_nan()).collect::<Vec<_>>();
+    let expected = [true, true, true, false, false, false];
+    assert_eq!(all(softmax_rows(x())), expected);
+    assert_eq!(all(rms_norm(x(), gamma(), EPSILON)), expected);
+    assert_eq!(all(layer_norm(x(), gamma(), gamma(), EPSILON)), expected);
+    assert_eq!(all(log_sum_exp_rows(x())), [true, false]);
+}
+
+fn rotary_matches_the_rotation_of_every_pair<B: AutodiffMoeBackend>(device: &B::Device) {
+    for shape @ [batch, len, heads, width] in [[1, 1, 1, 2], [2, 3, 2, 6], [1, 70, 3, 8], [3, 5, 1, 34]] {
+        let n = batch * len * heads * width;
+        let (x, weight) = (random(n, 11), random(n, 12));
+        let angles = scaled(len * width / 2, 13, 3.0);
+        let table = |f: fn(f64) -> f64| {
+            let values: Vec<f64> = angles.iter().map(|&angle| f(angle)).collect();
+            tensor::<B, 2>(&values, [len, width / 2], device)
+        };
+        let input = tracked::<B, 4>(&x, shape, device);
+        let output = rotary(input.clone(), table(f64::cos), table(f64::sin));
+        assert_close("rotary", &host(output.clone()), &reference::rotary(&x, &angles, width, heads));
+
+        let back: Vec<f64> = angles.iter().map(|angle| -angle).collect();
+        let expected = reference::rotary(&weight, &back, width, heads);
+        assert_close("rotary gradient", &gradient(&input, &backward(output, &weight)), &expected);
+    }
+}
+
+/// Query, key and value of a case, scores of a few units.
+fn attention_inputs([batch, len, keys, heads, kv_heads, width]: [usize; 6]) -> [Vec<f64>; 3] {
+    let key_len = batch * keys * kv_heads * width;
+    [scaled(batch * len * heads * width, 14, 3.0), scaled(key_len, 15, 3.0), random(key_len, 16)]
+}
+
+fn causal_attention_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    for sizes @ [batch, len, keys, heads, kv_heads, width] in ATTENTIONS {
+        let (scale, [q, k, v]) = ((width as f64).sqrt().recip(), attention_inputs(sizes));
+        let (queries, positions) = ([batch, len, heads, width], [batch, keys, kv_heads, width]);
+        let query = tracked::<B, 4>(&q, queries, device);
+        let [key, value] = [&k, &v].map(|x| tracked::<B, 4>(x, positions, device));
+        let output = causal_attention(query.clone(), key.clone(), value.clone(), scale);
+        let expected = reference::causal_attention(&q, &k, &v, sizes, scale);
+        assert_close("attention", &host(output.clone()), &expected);
+
+        let weight = random(q.len(), 17);
+        let grads = backward(output, &weight);
+        let by_q = numeric(&q, &weight, |q| reference::causal_attention(q, &k, &v, sizes, scale));
+        assert_close("query", &gradient(&query, &grads), &by_q);
+        let by_k = numeric(&k, &weight, |k| reference::causal_attention(&q, k, &v, sizes, scale));
+        assert_close("key", &gradient(&key, &grads), &by_k);
+        let by_v = numeric(&v, &weight, |v| reference::causal_attention(&q, &k, v, sizes, scale));
+        assert_close("value", &gradient(&value, &grads), &by_v);
+    }
+}
+
+fn attention_to_a_prefix_equals_that_of_the_whole_sequence<B: AutodiffMoeBackend>(device: &B::Device) {
+    let (len, start) = (9, 4);
+    let [query, key, value] = attention_inputs([1, len, len, 2, 1, 4]);
+    let query = tensor::<B, 4>(&query, [1, len, 2, 4], device);
+    let [key, value] = [key, value].map(|x| tensor::<B, 4>(&x, [1, len, 1, 4], device));
+    let whole = causal_attention(query.clone(), key.clone(), value.clone(), 0.5).slice([0..1, start..len]);
+    let last = causal_attention(query.slice([0..1, start..len]), key, value, 0.5);
+    assert_close("the last queries", &host(last), &host(whole));
+}
+
+fn nothing_later_reaches_a_query<B: AutodiffMoeBackend>(device: &B::Device) {
+    let len = 70;
+    let [query, mut key, mut value] = attention_inputs([1, len, len, 1, 1, 4]);
+    let run = |key: &[f64], value: &[f64]| {
+        let [query, key, value] = [&query[..], key, value].map(|x| tensor::<B, 4>(x, [1, len, 1, 4], device));
+        host(causal_attention(query, key, value, 0.5))
+    };
+    let before = run(&key, &value);
+    key[(len - 1) * 4..].fill(50.0);
+    value[(len - 1) * 4..].fill(50.0);
+    let after = run(&key, &value);
+    assert_eq!(before[..(len - 1) * 4], after[..(len - 1) * 4]);
+    assert_ne!(before, after);
+}
+
+fn two_runs_give_the_same_bits<B: AutodiffMoeBackend>(device: &B::Device) {
+    let run = || {
+        let x = tracked::<B, 2>(&random(300 * 24, 18), [300, 24], device);
+        let gamma = tracked::<B, 1>(&random(24, 19), [24], device);
+        let heads = rms_norm(x.clone(), gamma.clone(), EPSILON).reshape([2, 150, 4, 6]);
+        let mixed = causal_attention(heads.clone(), heads.clone(), heads, 0.4);
+        let grads = softmax_rows(mixed.reshape([300, 24])).powi_scalar(2).sum().backward();
+        [gradient(&x, &grads), gradient(&gamma, &grads)]
+    };
+    assert_eq!(run(), run());
+}
