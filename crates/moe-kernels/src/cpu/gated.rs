@@ -3,6 +3,7 @@
 use pulp::Arch;
 
 use super::exp::{normal, sigmoid};
+use super::lanes::sum;
 use crate::Activation;
 
 /// `hidden = gate * activation(z)`: `z` `[n, C]`, `gates` `[n]`, `hidden` `[n, F]`.
@@ -89,7 +90,7 @@ fn backward(
             *a = value;
             *z = gate * da * slope;
         }
-        *grad_gate = dot(a, da);
+        *grad_gate = sum([a, da], |[a, da]| a * da);
         scale(a, gate);
     }
 }
@@ -108,7 +109,7 @@ fn backward_of_halves(grad_hidden: &[f32], gates: &[f32], rows: &mut BackwardRow
             *z = da_gated * *up * (s + silu * (1.0 - s));
             *up = da_gated * silu;
         }
-        *grad_gate = dot(a, da);
+        *grad_gate = sum([a, da], |[a, da]| a * da);
         scale(a, gate);
     }
 }
@@ -118,19 +119,4 @@ fn scale(row: &mut [f32], factor: f32) {
     for x in row {
         *x *= factor;
     }
-}
-
-/// Dot product in [`LANES`] sums, which the compiler keeps in vector registers.
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0.0; LANES];
-    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a.zip(b) {
-        for i in 0..LANES {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    sums.iter().sum::<f32>() + rest
 }

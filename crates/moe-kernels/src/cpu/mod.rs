@@ -6,19 +6,23 @@ mod exp;
 pub(crate) mod expert_ffn;
 mod gated;
 mod gemm;
+mod grouped;
 mod lanes;
 mod norm;
 mod optim;
 mod rotary;
+mod rows;
 mod softmax;
 mod top_k;
 pub(crate) mod unset;
 
 pub(crate) use activation::{gelu, gelu_backward, swiglu, swiglu_backward};
 pub(crate) use attention::{AttentionInputs, AttentionSaved, AttentionShape, attention, attention_backward};
+pub(crate) use grouped::{grouped_matmul, grouped_outer};
 pub(crate) use norm::{NormSpec, norm, norm_backward};
 pub(crate) use optim::{adamw, sum_of_squares};
 pub(crate) use rotary::{Angles, rotate};
+pub(crate) use rows::{combine, combine_backward_gates, combine_backward_rows, dispatch};
 pub(crate) use softmax::{
     cross_entropy, cross_entropy_backward, log_sum_exp, log_sum_exp_backward, softmax, softmax_backward,
 };

@@ -4,9 +4,11 @@ pub(super) mod activation;
 pub(super) mod attention;
 pub(super) mod expert_ffn;
 mod fused;
+pub(super) mod grouped;
 pub(super) mod norm;
 mod ops;
 pub(super) mod optim;
+pub(super) mod rows;
 pub(super) mod softmax;
 pub(super) mod top_k;
 

@@ -18,6 +18,68 @@ macro_rules! host_ops {
             $crate::backends::host::top_k::backward::<Self>(grad, indices, num_experts)
         }
 
+        fn moe_dispatch(
+            tokens: burn::tensor::ops::FloatTensor<Self>,
+            plan: &$crate::ExpertPlan<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::rows::dispatch(tokens, plan)
+        }
+
+        fn moe_dispatch_backward(
+            grad: burn::tensor::ops::FloatTensor<Self>,
+            plan: &$crate::ExpertPlan<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::rows::dispatch_backward(grad, plan)
+        }
+
+        fn moe_combine(
+            rows: burn::tensor::ops::FloatTensor<Self>,
+            gates: burn::tensor::ops::FloatTensor<Self>,
+            plan: &$crate::ExpertPlan<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::rows::combine(rows, gates, plan)
+        }
+
+        fn moe_combine_backward_rows(
+            grad: burn::tensor::ops::FloatTensor<Self>,
+            gates: burn::tensor::ops::FloatTensor<Self>,
+            plan: &$crate::ExpertPlan<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::rows::combine_backward_rows(grad, gates, plan)
+        }
+
+        fn moe_combine_backward_gates(
+            grad: burn::tensor::ops::FloatTensor<Self>,
+            rows: burn::tensor::ops::FloatTensor<Self>,
+            plan: &$crate::ExpertPlan<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::rows::combine_backward_gates(grad, rows, plan)
+        }
+
+        fn moe_grouped_matmul(
+            rows: burn::tensor::ops::FloatTensor<Self>,
+            weight: burn::tensor::ops::FloatTensor<Self>,
+            plan: &$crate::ExpertPlan<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::grouped::matmul(rows, weight, plan, false)
+        }
+
+        fn moe_grouped_matmul_transposed(
+            rows: burn::tensor::ops::FloatTensor<Self>,
+            weight: burn::tensor::ops::FloatTensor<Self>,
+            plan: &$crate::ExpertPlan<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::grouped::matmul(rows, weight, plan, true)
+        }
+
+        fn moe_grouped_outer(
+            lhs: burn::tensor::ops::FloatTensor<Self>,
+            rhs: burn::tensor::ops::FloatTensor<Self>,
+            plan: &$crate::ExpertPlan<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::grouped::outer(lhs, rhs, plan)
+        }
+
         fn moe_expert_ffn(
             tokens: burn::tensor::ops::FloatTensor<Self>,
             gates: burn::tensor::ops::FloatTensor<Self>,

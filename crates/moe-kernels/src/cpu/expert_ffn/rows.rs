@@ -7,6 +7,7 @@ use super::segments::{Segment, TokenPart, cut, split_by_tokens};
 use super::{Problem, gather, resize};
 use crate::cpu::gated::{BackwardRows, gated_backward};
 use crate::cpu::gemm::{Mat, MatMut, Onto, gemm};
+use crate::cpu::lanes::sum;
 
 /// What the pass computes.
 pub(super) struct RowGradients {
@@ -118,6 +119,6 @@ fn rows_block(
 /// Adds to each output the dot product of its row with `vector`.
 fn add_dots(rows: &[f32], vector: &[f32], outputs: &mut [f32]) {
     for (output, row) in outputs.iter_mut().zip(rows.chunks_exact(vector.len())) {
-        *output += row.iter().zip(vector).map(|(x, v)| x * v).sum::<f32>();
+        *output += sum([row, vector], |[x, v]| x * v);
     }
 }
