@@ -111,7 +111,8 @@ fn swiglu_backward_kernel<F: Float, A: Float, N: Size>(
 fn sigmoid<A: Float, N: Size>(x: Vector<A, N>) -> Vector<A, N> {
     let one = Vector::<A, N>::new(A::new(1.0));
     let zero = Vector::<A, N>::new(A::new(0.0));
-    let small = Vector::exp(-Vector::abs(x));
+    // Not a negation: the CUDA compiler of CubeCL 0.10 writes that of a vector as C++ has none.
+    let small = Vector::exp(zero - Vector::abs(x));
     let positive = one / (one + small);
     select_many(x.less_than(zero), small * positive, positive)
 }
