@@ -28,6 +28,8 @@ use crate::args::{Cli, Command};
 static ALLOCATOR: alloc::Counting = alloc::Counting;
 
 fn main() -> ExitCode {
+    // As the program that trains does.
+    moe_train::memory::keep_freed_pages();
     let result = match Cli::parse().command {
         Command::Layer(args) => layer::run(&args),
         Command::Step(args) => step::run(&args),

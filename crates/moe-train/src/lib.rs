@@ -15,6 +15,7 @@ pub mod data;
 pub mod error;
 pub mod evaluate;
 pub mod learner;
+pub mod memory;
 pub mod optim;
 pub mod overrides;
 pub mod presets;

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use moe_train::{cli::Cli, commands, error::one_line};
+use moe_train::{cli::Cli, commands, error::one_line, memory};
 
 fn main() -> ExitCode {
+    memory::keep_freed_pages();
     match commands::run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is_closed_pipe() => ExitCode::SUCCESS,
