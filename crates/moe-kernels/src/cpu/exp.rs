@@ -53,7 +53,7 @@ pub(super) fn normal(x: f32) -> (f32, f32) {
         0.226_443_08,
         0.225_634_23,
     ];
-    const INV_SQRT_TAU: f32 = 0.398_942_28;
+    const INV_SQRT_TAU: f32 = 0.398_942_3;
     let bell = exp(-0.5 * x * x);
     let t = 1.0 / (1.0 + (0.4 * std::f32::consts::FRAC_1_SQRT_2) * x.abs());
     let mut p = P[0];

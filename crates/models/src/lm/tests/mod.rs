@@ -98,8 +98,10 @@ fn attention_by_heads(layer: &Attention<Flex>, config: &LmConfig, x: Tensor<Flex
     let group = config.num_heads / config.kv_heads();
     let future = Tensor::<Flex, 2, Bool>::tril_mask([len, len], 0, &x.device());
     let heads = (0..config.num_heads).map(|head| {
-        let query = rotary.table(0, len, 1, 1.0).apply(columns(&layer.query, head));
-        let key = rotary.table(0, len, 1, 1.0).apply(columns(&layer.key, head / group));
+        let rotated =
+            |x: Tensor<Flex, 2>| rotary.table(0, len).apply(x.reshape([1, len, 1, width])).reshape([len, width]);
+        let query = rotated(columns(&layer.query, head));
+        let key = rotated(columns(&layer.key, head / group));
         let scores = query.matmul(key.transpose()) / (width as f64).sqrt();
         softmax(scores.mask_fill(future.clone(), f32::NEG_INFINITY), 1).matmul(columns(&layer.value, head / group))
     });
@@ -114,7 +116,7 @@ fn grouped_attention_matches_one_head_at_a_time() {
         let layer = Attention::<Flex>::new(&config, &device);
         let rotary = Rotary::new(9, config.head_width(), config.rope_theta, &device);
         let x = Tensor::random([9, config.d_model], Distribution::Normal(0.0, 1.0), &device);
-        let output = layer.forward(x.clone(), &Positions::new(&config, &rotary, [1, 9], 0), None);
+        let output = layer.forward(x.clone(), &Positions::new(&rotary, [1, 9], 0), None);
         let expected = attention_by_heads(&layer, &config, x).into_data();
         output.into_data().assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(REL, ABS));
     }
