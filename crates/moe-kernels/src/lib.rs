@@ -9,7 +9,7 @@
 //! | [`top_k`] | the `K` largest of each row, lower index first on a tie | gradient to the chosen scores only |
 //! | [`ExpertPlan::new`] | counting sort of the `T * K` slots by expert | none: integers |
 //! | [`dispatch_rows`] | row `r` is the token of the `r`-th sorted slot | gather and a sum over `K` |
-//! | [`grouped_matmul`] | each expert's rows times its own matrix | two grouped products |
+//! | [`grouped_matmul`], [`grouped_matmul_transposed`], [`grouped_outer`] | each expert's rows times its own matrix, its transpose, or other rows | each one's gradients are the other two |
 //! | [`swiglu`] | `silu(gate) * up` in one op | saves its input only |
 //! | [`gelu`] | `x * cdf(x)`, exact | exact (burn 0.21's own is that of the tanh approximation on most backends) |
 //! | [`combine_rows`] | gather and a gate-weighted sum over `K` | gather; row-wise dot for the gates |
@@ -77,7 +77,8 @@ pub use adamw::AdamWStep;
 pub use ffn::{FfnGrads, FfnNeeds, FfnSaved, FfnWeights};
 pub use functions::{
     adamw_step, causal_attention, combine_rows, cross_entropy_rows, dispatch_rows, expert_ffn, gelu, grouped_matmul,
-    layer_norm, log_sum_exp_rows, rms_norm, rotary, softmax_rows, sum_of_squares, swiglu, top_k,
+    grouped_matmul_transposed, grouped_outer, layer_norm, log_sum_exp_rows, rms_norm, rotary, softmax_rows,
+    sum_of_squares, swiglu, top_k,
 };
 pub use ops::{AutodiffMoeBackend, MoeBackend};
 pub use plan::ExpertPlan;

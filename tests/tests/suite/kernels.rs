@@ -2,7 +2,10 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 use moe_kernels::reference;
-use moe_kernels::{AutodiffMoeBackend, ExpertPlan, combine_rows, dispatch_rows, gelu, grouped_matmul, swiglu, top_k};
+use moe_kernels::{
+    AutodiffMoeBackend, ExpertPlan, combine_rows, dispatch_rows, gelu, grouped_matmul, grouped_matmul_transposed,
+    grouped_outer, swiglu, top_k,
+};
 use moe_tests::{CASES, Case, LARGE_CASES, assert_close, host, on_every_backend_and_unfused, random, tensor};
 
 on_every_backend_and_unfused!(
@@ -14,6 +17,8 @@ on_every_backend_and_unfused!(
     dispatch_matches_the_loop,
     combine_matches_the_loop,
     grouped_matmul_matches_the_loop_over_experts,
+    grouped_matmul_transposed_matches_the_loop_over_experts,
+    grouped_outer_matches_the_loop_over_experts,
     an_idle_expert_gets_a_zero_gradient,
     swiglu_matches_the_formula_and_finite_differences,
     gelu_matches_the_formula_and_its_exact_gradient,
@@ -32,8 +37,8 @@ fn ints<B: AutodiffMoeBackend, const D: usize>(tensor: Tensor<B, D, Int>) -> Vec
 }
 
 /// `sum(output * weight)`: a scalar whose gradient with respect to the output is `weight`.
-fn backward<B: AutodiffMoeBackend>(output: Tensor<B, 2>, weight: &[f64]) -> B::Gradients {
-    let weight = tensor::<B, 2>(weight, output.dims(), &output.device());
+fn backward<B: AutodiffMoeBackend, const D: usize>(output: Tensor<B, D>, weight: &[f64]) -> B::Gradients {
+    let weight = tensor::<B, D>(weight, output.dims(), &output.device());
     (output * weight).sum().backward()
 }
 
@@ -139,6 +144,48 @@ fn grouped_matmul_matches_the_loop_over_experts<B: AutodiffMoeBackend>(device: &
         let (rows_grad, matrices_grad) = reference::grouped_matmul_grad(&rows, &matrices, &weight, d, f, &experts);
         assert_close(case.name, &gradient(&rows_in, &grads), &rows_grad);
         assert_close(case.name, &gradient(&matrices_in, &grads), &matrices_grad);
+    }
+}
+
+fn grouped_matmul_transposed_matches_the_loop_over_experts<B: AutodiffMoeBackend>(device: &B::Device) {
+    for case in CASES.iter().chain(LARGE_CASES) {
+        let (experts, d, f) = (case.assignment(), case.d_model, case.d_hidden);
+        let rows = random(experts.len() * f, 7);
+        let matrices = random(case.experts * d * f, 8);
+        let weight = random(experts.len() * d, 9);
+
+        let rows_in = tensor::<B, 2>(&rows, [experts.len(), f], device).require_grad();
+        let matrices_in = tensor::<B, 3>(&matrices, [case.experts, d, f], device).require_grad();
+        let output = grouped_matmul_transposed(rows_in.clone(), matrices_in.clone(), &plan(case, device));
+        // The product's gradient is the transposed product.
+        let (expected, matrices_grad) = reference::grouped_matmul_grad(&weight, &matrices, &rows, d, f, &experts);
+        assert_close(case.name, &host(output.clone()), &expected);
+
+        let grads = backward(output, &weight);
+        let rows_grad = reference::grouped_matmul(&weight, &matrices, d, f, &experts);
+        assert_close(case.name, &gradient(&rows_in, &grads), &rows_grad);
+        assert_close(case.name, &gradient(&matrices_in, &grads), &matrices_grad);
+    }
+}
+
+fn grouped_outer_matches_the_loop_over_experts<B: AutodiffMoeBackend>(device: &B::Device) {
+    for case in CASES.iter().chain(LARGE_CASES) {
+        let (experts, d, f) = (case.assignment(), case.d_model, case.d_hidden);
+        let lhs = random(experts.len() * d, 7);
+        let rhs = random(experts.len() * f, 8);
+        let weight = random(case.experts * d * f, 9);
+
+        let lhs_in = tensor::<B, 2>(&lhs, [experts.len(), d], device).require_grad();
+        let rhs_in = tensor::<B, 2>(&rhs, [experts.len(), f], device).require_grad();
+        let output = grouped_outer(lhs_in.clone(), rhs_in.clone(), &plan(case, device));
+        // The product's gradient of the weights is the outer product.
+        let (lhs_grad, expected) = reference::grouped_matmul_grad(&lhs, &weight, &rhs, d, f, &experts);
+        assert_close(case.name, &host(output.clone()), &expected);
+
+        let grads = backward(output, &weight);
+        let rhs_grad = reference::grouped_matmul(&lhs, &weight, d, f, &experts);
+        assert_close(case.name, &gradient(&lhs_in, &grads), &lhs_grad);
+        assert_close(case.name, &gradient(&rhs_in, &grads), &rhs_grad);
     }
 }
 

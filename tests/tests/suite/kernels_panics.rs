@@ -3,7 +3,8 @@
 use burn::backend::Flex;
 use burn::tensor::{Int, Tensor};
 use moe_kernels::{
-    Activation, ExpertPlan, FfnWeights, combine_rows, dispatch_rows, expert_ffn, grouped_matmul, swiglu, top_k,
+    Activation, ExpertPlan, FfnWeights, combine_rows, dispatch_rows, expert_ffn, grouped_matmul,
+    grouped_matmul_transposed, grouped_outer, swiglu, top_k,
 };
 
 fn plan() -> ExpertPlan<Flex> {
@@ -54,6 +55,18 @@ fn a_weight_for_another_number_of_experts_panics() {
 #[should_panic(expected = "disagree on I")]
 fn a_weight_of_another_width_panics() {
     grouped_matmul(ones([4, 5]), ones([3, 4, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "disagree on O")]
+fn a_transposed_weight_of_another_width_panics() {
+    grouped_matmul_transposed(ones([4, 5]), ones([3, 5, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "rhs [R, O] and the plan disagree on R")]
+fn an_outer_product_of_other_rows_panics() {
+    grouped_outer(ones([4, 5]), ones([3, 6]), &plan());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The grouped matrix product.
+//! The grouped matrix products.
 
 use burn::tensor::Tensor;
 
@@ -7,7 +7,8 @@ use crate::{ExpertPlan, MoeBackend};
 
 /// Multiplies each expert's rows by that expert's matrix.
 ///
-/// An expert without rows costs nothing and gets a zero gradient.
+/// An expert without rows costs nothing and gets a zero gradient. Its gradients are the other two products,
+/// [`grouped_matmul_transposed`] and [`grouped_outer`].
 ///
 /// # Shapes
 ///
@@ -24,4 +25,52 @@ pub fn grouped_matmul<B: MoeBackend>(rows: Tensor<B, 2>, weight: Tensor<B, 3>, p
     assert_eq!(num_experts, plan.num_experts(), "grouped_matmul: weight [E, I, O] and the plan disagree on E");
     assert_eq!(width, d_in, "grouped_matmul: rows [R, I] and weight [E, I, O] disagree on I");
     tensor(B::moe_grouped_matmul(primitive(rows), primitive(weight), plan))
+}
+
+/// Multiplies each expert's rows by the transpose of that expert's matrix, which is not copied.
+///
+/// An expert without rows costs nothing and gets a zero gradient.
+///
+/// # Shapes
+///
+/// - rows: `[R, O]`, sorted by expert
+/// - weight: `[E, I, O]`, same dtype as the rows
+/// - output: `[R, I]`
+///
+/// # Panics
+///
+/// Panics when the shapes do not fit each other or the plan.
+pub fn grouped_matmul_transposed<B: MoeBackend>(
+    rows: Tensor<B, 2>,
+    weight: Tensor<B, 3>,
+    plan: &ExpertPlan<B>,
+) -> Tensor<B, 2> {
+    let ([num_rows, width], [num_experts, _, d_out]) = (rows.dims(), weight.dims());
+    assert_eq!(num_rows, plan.num_rows(), "grouped_matmul_transposed: rows [R, O] and the plan disagree on R = T * K");
+    assert_eq!(
+        num_experts,
+        plan.num_experts(),
+        "grouped_matmul_transposed: weight [E, I, O] and the plan disagree on E"
+    );
+    assert_eq!(width, d_out, "grouped_matmul_transposed: rows [R, O] and weight [E, I, O] disagree on O");
+    tensor(B::moe_grouped_matmul_transposed(primitive(rows), primitive(weight), plan))
+}
+
+/// Multiplies, expert by expert, the transpose of its rows in `lhs` by its rows in `rhs`: the gradient of a stack of
+/// weights. The matrix of an expert without rows is zero.
+///
+/// # Shapes
+///
+/// - lhs: `[R, I]`, sorted by expert
+/// - rhs: `[R, O]`, sorted by expert, same dtype
+/// - output: `[E, I, O]`
+///
+/// # Panics
+///
+/// Panics when the shapes do not fit the plan.
+pub fn grouped_outer<B: MoeBackend>(lhs: Tensor<B, 2>, rhs: Tensor<B, 2>, plan: &ExpertPlan<B>) -> Tensor<B, 3> {
+    let ([lhs_rows, _], [rhs_rows, _]) = (lhs.dims(), rhs.dims());
+    assert_eq!(lhs_rows, plan.num_rows(), "grouped_outer: lhs [R, I] and the plan disagree on R = T * K");
+    assert_eq!(rhs_rows, plan.num_rows(), "grouped_outer: rhs [R, O] and the plan disagree on R = T * K");
+    tensor(B::moe_grouped_outer(primitive(lhs), primitive(rhs), plan))
 }

@@ -14,7 +14,7 @@ mod softmax;
 pub use activation::{gelu, swiglu};
 pub use attention::causal_attention;
 pub use expert_ffn::expert_ffn;
-pub use grouped::grouped_matmul;
+pub use grouped::{grouped_matmul, grouped_matmul_transposed, grouped_outer};
 pub use norm::{layer_norm, rms_norm};
 pub use optim::{adamw_step, sum_of_squares};
 pub use rotary::rotary;

@@ -5,6 +5,7 @@
 
 mod attention;
 mod expert_ffn;
+mod grouped;
 mod norm;
 mod softmax;
 mod top_k;
@@ -19,6 +20,7 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind, binary, unary};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::{ExpertPlan, FfnWeights, MoeBackend};
+use grouped::{Grouped, grouped};
 
 impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
     fn moe_top_k_indices(scores: FloatTensor<Self>, k: usize) -> IntTensor<Self> {
@@ -95,38 +97,19 @@ impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
         weight: FloatTensor<Self>,
         plan: &ExpertPlan<Self>,
     ) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct GroupedMatmul;
+        grouped::<B, C>(Grouped::Product, rows, weight, plan)
+    }
 
-        impl<B: MoeBackend> Backward<B, 2> for GroupedMatmul {
-            type State = (Option<NodeId>, Option<NodeId>, ExpertPlan<B>);
+    fn moe_grouped_matmul_transposed(
+        rows: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FloatTensor<Self> {
+        grouped::<B, C>(Grouped::Transposed, rows, weight, plan)
+    }
 
-            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
-                let (rows, weight, plan) = ops.state;
-                let rows = rows.map(|node| checkpointer.retrieve_node_output(node));
-                let weight = weight.map(|node| checkpointer.retrieve_node_output(node));
-                binary::<B, _, _>(
-                    ops.parents,
-                    ops.node,
-                    grads,
-                    |grad| B::moe_grouped_matmul_transposed(grad, weight.expect(SAVED), &plan),
-                    |grad| B::moe_grouped_outer(rows.expect(SAVED), grad, &plan),
-                );
-            }
-        }
-
-        let plan = plan.cast::<B>();
-        let (needs_weight, needs_rows) = (rows.is_tracked(), weight.is_tracked());
-        let prep = GroupedMatmul.prepare::<C>([rows.node.clone(), weight.node.clone()]);
-        match prep.compute_bound().stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let saved_rows = needs_rows.then(|| prep.checkpoint(&rows));
-                let saved_weight = needs_weight.then(|| prep.checkpoint(&weight));
-                let output = B::moe_grouped_matmul(rows.primitive, weight.primitive, &plan);
-                prep.finish((saved_rows, saved_weight, plan), output)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::moe_grouped_matmul(rows.primitive, weight.primitive, &plan)),
-        }
+    fn moe_grouped_outer(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
+        grouped::<B, C>(Grouped::Outer, lhs, rhs, plan)
     }
 
     fn moe_expert_ffn(
