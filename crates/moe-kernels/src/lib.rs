@@ -42,18 +42,62 @@
 //! assert_eq!(plan.counts().into_data().iter::<i64>().sum::<i64>(), 6);
 //! ```
 //!
+//! # Which op when
+//!
+//! - A feed-forward network of experts as everybody has it: [`expert_ffn`]. It is the fastest and keeps the least.
+//! - Something of your own between the products, or an expert that is not two matrices: [`dispatch_rows`], any number of
+//!   [`grouped_matmul`]s, [`combine_rows`]. Between dispatch and combine the rows of an expert lie side by side, `offsets`
+//!   of the [`ExpertPlan`] say where; every op on rows works there.
+//! - Products for a backward pass or an optimizer of your own: [`grouped_matmul_transposed`] and [`grouped_outer`].
+//! - Around the layer, where burn's element-wise code on a CPU is scalar or keeps much: [`rms_norm`], [`softmax_rows`],
+//!   [`cross_entropy_rows`], [`rotary`], [`causal_attention`], [`adamw_step`].
+//! - Below about 16 rows for an expert the time goes into reading its weights; no op here changes that.
+//!
+//! # What is computed, read and kept
+//!
+//! SwiGLU experts, `R = T * K` rows, in numbers of 4 bytes for f32. No arrangement of the work needs fewer products:
+//!
+//! | product | shape | FLOPs | numbers read and written |
+//! |---|---|---|---|
+//! | forward, in | `[R, D] x [D, 2F]` | `4RDF` | `RD + 2EDF + 2RF` |
+//! | forward, out | `[R, F] x [F, D]` | `2RDF` | `RF + EDF + RD` |
+//! | backward, hidden | `[R, D] x [D, F]` | `2RDF` | `RD + EDF + RF` |
+//! | backward, tokens | `[R, 2F] x [2F, D]` | `4RDF` | `2RF + 2EDF + RD` |
+//! | gradient of `w_in` | `[D, R] x [R, 2F]` | `4RDF` | `RD + 2RF + 2EDF` |
+//! | gradient of `w_out` | `[F, R] x [R, D]` | `2RDF` | `RF + RD + EDF` |
+//!
+//! Together `6RDF` FLOPs forward and `18RDF` with backward. These products alone, timed, are the floor that
+//! `cargo xtask bench layer` compares a layer with. An expert with `n` rows does `2n` FLOPs for each number of its weights that is
+//! read, so the products are bound by arithmetic from about a hundred rows on, and by memory below.
+//!
+//! Kept between the passes, at `T` 2048, `D` 512, `F` 128, `K` 8:
+//!
+//! | what is kept | numbers | f32 |
+//! |---|---|---|
+//! | tokens and pre-activation: [`expert_ffn`] | `TD + 2RF` | 21 MB |
+//! | the activation `[R, F]` and the experts' output `[R, D]` as well | `TD + 3RF + RD` | 63 MB |
+//! | the ops one by one: sorted tokens, pre-activation, activation, output | `3RF + 2RD` | 92 MB |
+//!
+//! beside gates and indices. `tests/tests/saved_bytes.rs` counts the first row with an allocator: at most 1.1 times that.
+//!
 //! # Backends
 //!
 //! Choose the implementations with cargo features: `flex` (default), `ndarray`, `cube` (every CubeCL runtime, with
-//! and without Fusion). `Autodiff<B, C>` works over all of them, under both checkpointing strategies. What a backend
-//! does not bring itself is the portable body of the crate-private `portable` module, which calls the backend's own
-//! matrix product once per expert, and reads routing indices on the host.
+//! and without Fusion). `Autodiff<B, C>` works over all of them, under both checkpointing strategies.
 //!
-//! On CubeCL the ops are kernels of the `cube` module (GELU is made of burn's element-wise ops), under Fusion
-//! each is one operation of the stream: nothing is read on the host, forward or backward, so a layer never waits for
-//! the device. An expert index out of range cannot panic there; it counts as the last expert.
+//! - **CPU** (`flex`, `ndarray`), f32: loops over slices around the products of the `gemm` crate, vectorised for the processor at
+//!   hand (AVX-512 where there is), spread over rayon's threads. [`expert_ffn`] splits the tokens over the threads, so a
+//!   thread reads every weight once for each 1024 rows of its share.
+//! - **CPU**, f64, f16, bf16: the portable bodies, made of burn's own ops, one matrix product per expert. They are right,
+//!   and several times slower.
+//! - **CubeCL**: the ops of a layer are kernels of the `cube` module (GELU is made of burn's element-wise ops), under Fusion each is one
+//!   operation of the stream: nothing is read on the host, forward or backward, so a layer never waits for the device. The
+//!   one exception is top-K of f64 scores. An expert index out of range cannot panic there; it counts as the last expert.
+//!   The ops around the layer (norms, softmax, attention, ..) are the portable bodies there.
+//! - **Any other backend** gets the portable bodies, which read routing indices on the host.
 //!
-//! Letters in shapes: `T` tokens, `K` experts per token, `E` experts, `R = T * K` rows, `D`, `I`, `O` widths.
+//! Letters in shapes: `T` tokens, `K` experts per token, `E` experts, `R = T * K` rows, `D`, `I`, `O` widths, `F` the width
+//! inside an expert.
 
 mod activation;
 mod adamw;
