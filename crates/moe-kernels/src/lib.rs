@@ -17,6 +17,7 @@
 //! | [`rms_norm`], [`layer_norm`] | rows to mean square (or variance) 1, gain, shift | saves its inputs only |
 //! | [`softmax_rows`], [`log_sum_exp_rows`] | of each row | from the output; from the input |
 //! | [`cross_entropy_rows`] | `log sum exp - logit of the target` | softmax minus one-hot, in one pass |
+//! | [`linear`] | rows times one matrix | two products |
 //! | [`rotary`] | turns pairs of channels | turns them back; saves nothing |
 //! | [`causal_attention`] | in blocks, grouped queries | saves inputs, output and one number per row of scores |
 //! | [`adamw_step`], [`sum_of_squares`] | the optimizer's passes over the parameters | none |
@@ -49,7 +50,7 @@
 //!   [`grouped_matmul`]s, [`combine_rows`]. Between dispatch and combine the rows of an expert lie side by side, `offsets`
 //!   of the [`ExpertPlan`] say where; every op on rows works there.
 //! - Products for a backward pass or an optimizer of your own: [`grouped_matmul_transposed`] and [`grouped_outer`].
-//! - Around the layer, where burn's element-wise code on a CPU is scalar or keeps much: [`rms_norm`], [`softmax_rows`],
+//! - Around the layer, where burn's element-wise code on a CPU is scalar or keeps much: [`linear`], [`rms_norm`], [`softmax_rows`],
 //!   [`cross_entropy_rows`], [`rotary`], [`causal_attention`], [`adamw_step`].
 //! - Below about 16 rows for an expert the time goes into reading its weights; no op here changes that.
 //!
@@ -121,7 +122,7 @@ pub use adamw::AdamWStep;
 pub use ffn::{FfnGrads, FfnNeeds, FfnSaved, FfnWeights};
 pub use functions::{
     adamw_step, causal_attention, combine_rows, cross_entropy_rows, dispatch_rows, expert_ffn, gelu, grouped_matmul,
-    grouped_matmul_transposed, grouped_outer, layer_norm, log_sum_exp_rows, rms_norm, rotary, softmax_rows,
+    grouped_matmul_transposed, grouped_outer, layer_norm, linear, log_sum_exp_rows, rms_norm, rotary, softmax_rows,
     sum_of_squares, swiglu, top_k,
 };
 pub use ops::{AutodiffMoeBackend, MoeBackend};

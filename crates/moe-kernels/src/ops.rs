@@ -89,6 +89,21 @@ pub trait MoeBackend: Backend {
         portable::grouped_outer::<Self>(lhs, rhs, plan)
     }
 
+    /// `x` `[T, I]` times `weight` `[I, O]`: `[T, O]`.
+    fn moe_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(x, weight)
+    }
+
+    /// Gradient of [`moe_linear`](Self::moe_linear) with respect to `x`: `grad` `[T, O]`, `weight` `[I, O]`, to `[T, I]`.
+    fn moe_linear_backward_x(grad: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::linear_backward_x::<Self>(grad, weight)
+    }
+
+    /// Gradient of [`moe_linear`](Self::moe_linear) with respect to the weight: `x` `[T, I]`, `grad` `[T, O]`, to `[I, O]`.
+    fn moe_linear_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::linear_backward_weight::<Self>(x, grad)
+    }
+
     /// The whole grouped feed-forward network, `[T, D]` to `[T, D]`. See [`expert_ffn`](crate::expert_ffn).
     fn moe_expert_ffn(
         tokens: FloatTensor<Self>,

@@ -117,3 +117,15 @@ fn weights_of_other_experts_panic() {
     let (w_in, w_out) = (ones([2, 4, 10]), ones([2, 5, 4]));
     expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { w_in, w_out, ..weights() }, &plan());
 }
+
+#[test]
+#[should_panic(expected = "linear: x [T, I] and weight [I, O] disagree on I")]
+fn a_matrix_of_another_width_panics() {
+    moe_kernels::linear(ones([2, 5]), ones([4, 5]));
+}
+
+#[test]
+#[should_panic(expected = "linear: x and weight must be of one dtype")]
+fn a_matrix_of_another_dtype_panics() {
+    moe_kernels::linear(ones([2, 5]), ones([5, 4]).cast(burn::tensor::DType::BF16));
+}

@@ -4,6 +4,7 @@ mod expert_ffn;
 mod fused;
 mod kernels;
 mod layers;
+mod linear;
 mod model;
 
 #[cfg(feature = "flex")]

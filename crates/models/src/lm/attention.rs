@@ -6,7 +6,7 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use moe_kernels::{MoeBackend, causal_attention};
+use moe_kernels::{MoeBackend, causal_attention, linear};
 
 use super::cache::LayerCache;
 use super::norm::Norm;
@@ -110,9 +110,9 @@ impl<B: MoeBackend> Attention<B> {
 }
 
 /// `x` times a weight, in the dtype of `x`.
-pub(crate) fn project<B: Backend>(x: Tensor<B, 2>, weight: &Param<Tensor<B, 2>>) -> Tensor<B, 2> {
+pub(crate) fn project<B: MoeBackend>(x: Tensor<B, 2>, weight: &Param<Tensor<B, 2>>) -> Tensor<B, 2> {
     let weight = weight.val().cast(x.dtype());
-    x.matmul(weight)
+    linear(x, weight)
 }
 
 /// Normalises groups of as many channels as the norm has.

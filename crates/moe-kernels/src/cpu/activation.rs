@@ -1,6 +1,6 @@
 //! SwiGLU and GELU in one pass over memory, blocks in parallel, with the widest vectors this processor has.
 
-use pulp::Arch;
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::exp::{normal, sigmoid};
@@ -10,41 +10,39 @@ const BLOCK: usize = 1 << 14;
 
 /// `silu(z[.., ..F]) * z[.., F..]`: `input` `[R, 2F]`, `output` `[R, F]`, `F = d_hidden > 0`.
 pub(crate) fn swiglu(input: &[f32], output: &mut [f32], d_hidden: usize) {
-    let (arch, rows) = (Arch::new(), block_rows(d_hidden));
+    let rows = block_rows(d_hidden);
     let blocks = output.par_chunks_mut(rows * d_hidden).zip(input.par_chunks(rows * 2 * d_hidden));
-    blocks.for_each(|(output, input)| arch.dispatch(|| forward_rows(input, output, d_hidden)));
+    blocks.for_each(|(output, input)| forward_rows(input, output, d_hidden));
 }
 
 /// Gradient of [`swiglu`]: `input` `[R, 2F]`, `grad` `[R, F]`, `output` `[R, 2F]`.
 pub(crate) fn swiglu_backward(input: &[f32], grad: &[f32], output: &mut [f32], d_hidden: usize) {
-    let (arch, rows) = (Arch::new(), block_rows(d_hidden));
+    let rows = block_rows(d_hidden);
     let blocks = output.par_chunks_mut(rows * 2 * d_hidden).zip(input.par_chunks(rows * 2 * d_hidden));
     let blocks = blocks.zip(grad.par_chunks(rows * d_hidden));
-    blocks.for_each(|((output, input), grad)| arch.dispatch(|| backward_rows(input, grad, output, d_hidden)));
+    blocks.for_each(|((output, input), grad)| backward_rows(input, grad, output, d_hidden));
 }
 
 /// `x * cdf(x)`.
 pub(crate) fn gelu(input: &[f32], output: &mut [f32]) {
-    let arch = Arch::new();
     let blocks = output.par_chunks_mut(BLOCK).zip(input.par_chunks(BLOCK));
-    blocks.for_each(|(output, input)| arch.dispatch(|| gelu_block(input, output)));
+    blocks.for_each(|(output, input)| gelu_block(input, output));
 }
 
 /// Gradient of [`gelu`].
 pub(crate) fn gelu_backward(input: &[f32], grad: &[f32], output: &mut [f32]) {
-    let arch = Arch::new();
     let blocks = output.par_chunks_mut(BLOCK).zip(input.par_chunks(BLOCK)).zip(grad.par_chunks(BLOCK));
-    blocks.for_each(|((output, input), grad)| arch.dispatch(|| gelu_block_backward(input, grad, output)));
+    blocks.for_each(|((output, input), grad)| gelu_block_backward(input, grad, output));
 }
 
-#[inline(always)]
+#[multiversion(targets = "simd")]
 fn gelu_block(input: &[f32], output: &mut [f32]) {
     for (y, &x) in output.iter_mut().zip(input) {
         *y = x * normal(x).0;
     }
 }
 
-#[inline(always)]
+#[multiversion(targets = "simd")]
 fn gelu_block_backward(input: &[f32], grad: &[f32], output: &mut [f32]) {
     for ((dx, &x), &dy) in output.iter_mut().zip(input).zip(grad) {
         let (cdf, density) = normal(x);
@@ -56,7 +54,7 @@ fn block_rows(d_hidden: usize) -> usize {
     (BLOCK / (2 * d_hidden)).max(1)
 }
 
-#[inline(always)]
+#[multiversion(targets = "simd")]
 fn forward_rows(input: &[f32], output: &mut [f32], d_hidden: usize) {
     for (z, y) in input.chunks_exact(2 * d_hidden).zip(output.chunks_exact_mut(d_hidden)) {
         let (gate, up) = z.split_at(d_hidden);
@@ -67,7 +65,7 @@ fn forward_rows(input: &[f32], output: &mut [f32], d_hidden: usize) {
 }
 
 /// With `s = sigmoid(g)`: `d silu(g)/dg = s + g * s * (1 - s)`.
-#[inline(always)]
+#[multiversion(targets = "simd")]
 fn backward_rows(input: &[f32], grad: &[f32], output: &mut [f32], d_hidden: usize) {
     let width = 2 * d_hidden;
     let rows = input.chunks_exact(width).zip(grad.chunks_exact(d_hidden)).zip(output.chunks_exact_mut(width));

@@ -1,6 +1,6 @@
 //! Activations of an expert's rows, each row times its gate, forward and backward in one pass over memory.
 
-use pulp::Arch;
+use multiversion::multiversion;
 
 use super::exp::{normal, sigmoid};
 use super::lanes::sum;
@@ -9,11 +9,11 @@ use crate::Activation;
 /// `hidden = gate * activation(z)`: `z` `[n, C]`, `gates` `[n]`, `hidden` `[n, F]`.
 pub(super) fn gated_values(activation: Activation, z: &[f32], gates: &[f32], hidden: &mut [f32], d_hidden: usize) {
     let rows = Rows { z, gates, d_hidden };
-    Arch::new().dispatch(|| match activation {
+    match activation {
         Activation::SwiGlu => values_of_halves(&rows, hidden),
-        Activation::Gelu => values(&rows, hidden, |z| z * normal(z).0),
-        Activation::Relu => values(&rows, hidden, |z| z.max(0.0)),
-    });
+        Activation::Gelu => gelu_values(&rows, hidden),
+        Activation::Relu => relu_values(&rows, hidden),
+    }
 }
 
 /// What [`gated_backward`] reads and writes, beside the gradient it is given.
@@ -34,22 +34,27 @@ pub(super) fn gated_backward(
     rows: &mut BackwardRows<'_>,
     d_hidden: usize,
 ) {
-    Arch::new().dispatch(|| match activation {
+    match activation {
         Activation::SwiGlu => backward_of_halves(grad_hidden, gates, rows, d_hidden),
-        Activation::Gelu => backward(grad_hidden, gates, rows, d_hidden, |z| {
-            let (cdf, density) = normal(z);
-            (z * cdf, cdf + z * density)
-        }),
-        Activation::Relu => {
-            backward(grad_hidden, gates, rows, d_hidden, |z| (z.max(0.0), if z > 0.0 { 1.0 } else { 0.0 }))
-        }
-    });
+        Activation::Gelu => gelu_backward(grad_hidden, gates, rows, d_hidden),
+        Activation::Relu => relu_backward(grad_hidden, gates, rows, d_hidden),
+    }
 }
 
 struct Rows<'a> {
     z: &'a [f32],
     gates: &'a [f32],
     d_hidden: usize,
+}
+
+#[multiversion(targets = "simd")]
+fn gelu_values(rows: &Rows<'_>, hidden: &mut [f32]) {
+    values(rows, hidden, |z| z * normal(z).0);
+}
+
+#[multiversion(targets = "simd")]
+fn relu_values(rows: &Rows<'_>, hidden: &mut [f32]) {
+    values(rows, hidden, |z| z.max(0.0));
 }
 
 #[inline(always)]
@@ -62,7 +67,7 @@ fn values(rows: &Rows<'_>, hidden: &mut [f32], value: impl Fn(f32) -> f32) {
     }
 }
 
-#[inline(always)]
+#[multiversion(targets = "simd")]
 fn values_of_halves(rows: &Rows<'_>, hidden: &mut [f32]) {
     let f = rows.d_hidden;
     for ((z, &gate), a) in rows.z.chunks_exact(2 * f).zip(rows.gates).zip(hidden.chunks_exact_mut(f)) {
@@ -71,6 +76,19 @@ fn values_of_halves(rows: &Rows<'_>, hidden: &mut [f32]) {
             *a = gate * (z * sigmoid(z) * up);
         }
     }
+}
+
+#[multiversion(targets = "simd")]
+fn gelu_backward(grad_hidden: &[f32], gates: &[f32], rows: &mut BackwardRows<'_>, f: usize) {
+    backward(grad_hidden, gates, rows, f, |z| {
+        let (cdf, density) = normal(z);
+        (z * cdf, cdf + z * density)
+    });
+}
+
+#[multiversion(targets = "simd")]
+fn relu_backward(grad_hidden: &[f32], gates: &[f32], rows: &mut BackwardRows<'_>, f: usize) {
+    backward(grad_hidden, gates, rows, f, |z| (z.max(0.0), if z > 0.0 { 1.0 } else { 0.0 }));
 }
 
 /// `curve` gives value and slope of the activation.
@@ -96,7 +114,7 @@ fn backward(
 }
 
 /// With `s = sigmoid(z)`: `d silu(z)/dz = s + z * s * (1 - s)`.
-#[inline(always)]
+#[multiversion(targets = "simd")]
 fn backward_of_halves(grad_hidden: &[f32], gates: &[f32], rows: &mut BackwardRows<'_>, f: usize) {
     let output = rows.pre_activation.chunks_exact_mut(2 * f).zip(rows.hidden.chunks_exact_mut(f));
     let output = output.zip(&mut *rows.grad_gates);

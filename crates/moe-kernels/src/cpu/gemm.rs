@@ -1,6 +1,7 @@
 //! Matrix products on strided slices: the one place that calls the `gemm` crate.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use gemm::Parallelism;
 
@@ -32,6 +33,18 @@ impl<'a> Mat<'a> {
     pub(crate) fn strided(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         assert_fits(data.len(), [rows, columns], [row_stride, 1]);
         Self { data, shape: [rows, columns], strides: [row_stride, 1] }
+    }
+
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Some of the rows, a view.
+    pub(crate) fn rows(self, range: Range<usize>) -> Self {
+        assert!(range.end <= self.shape[0], "rows {range:?} of a matrix {:?}", self.shape);
+        let start = (range.start * self.strides[0]).min(self.data.len());
+        Self { data: &self.data[start..], shape: [range.len(), self.shape[1]], strides: self.strides }
     }
 
     /// The transpose, a view.

@@ -3,7 +3,12 @@
 /// Partial results: one 512-bit vector of f32.
 pub(super) const LANES: usize = 16;
 
+const ZEROS: [f32; LANES] = [0.0; LANES];
+
 /// `sum_i term(rows[0][i], rows[1][i], ..)`; rows at least as long as the first.
+///
+/// Plain loops throughout: a `map` over an array is a call that nothing guarantees to be inlined, and what is not inlined
+/// is not vectorised.
 #[inline(always)]
 pub(super) fn sum<const N: usize>(rows: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
     let len = rows[0].len();
@@ -11,14 +16,25 @@ pub(super) fn sum<const N: usize>(rows: [&[f32]; N], term: impl Fn([f32; N]) -> 
     let mut lanes = [0.0; LANES];
     let mut start = 0;
     while start < whole {
-        let parts = rows.map(|row| &row[start..start + LANES]);
+        let mut parts = [&ZEROS; N];
+        for (part, row) in parts.iter_mut().zip(rows) {
+            *part = row[start..start + LANES].try_into().expect("it has this length");
+        }
         for (i, lane) in lanes.iter_mut().enumerate() {
-            *lane += term(parts.map(|part| part[i]));
+            let mut numbers = [0.0; N];
+            for (number, part) in numbers.iter_mut().zip(parts) {
+                *number = part[i];
+            }
+            *lane += term(numbers);
         }
         start += LANES;
     }
     for i in whole..len {
-        lanes[i - whole] += term(rows.map(|row| row[i]));
+        let mut numbers = [0.0; N];
+        for (number, row) in numbers.iter_mut().zip(rows) {
+            *number = row[i];
+        }
+        lanes[i - whole] += term(numbers);
     }
     fold(lanes, |a, b| a + b)
 }

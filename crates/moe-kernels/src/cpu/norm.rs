@@ -1,9 +1,12 @@
 //! Root-mean-square and layer normalisation of rows, one pass each way.
 
-use pulp::Arch;
+use std::mem::MaybeUninit;
+
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::lanes::sum;
+use super::unset::Unset;
 
 /// Rows of one partial sum of the gradients of gain and shift: the same on any number of threads.
 const ROWS: usize = 64;
@@ -19,23 +22,28 @@ pub(crate) struct NormSpec<'a> {
     pub(crate) epsilon: f32,
 }
 
-/// `x` and `y` are `[T, D]`, `D > 0`.
-pub(crate) fn norm(x: &[f32], spec: NormSpec<'_>, y: &mut [f32]) {
-    let (arch, block) = (Arch::new(), ROWS * spec.gamma.len());
-    let blocks = y.par_chunks_mut(block).zip(x.par_chunks(block));
-    blocks.for_each(|(y, x)| arch.dispatch(|| forward_rows(x, spec, y)));
+/// `x` and the result are `[T, D]`, `D > 0`.
+pub(crate) fn norm(x: &[f32], spec: NormSpec<'_>) -> Vec<f32> {
+    let mut y = Unset::new(x.len());
+    let block = ROWS * spec.gamma.len();
+    let blocks = y.slots(x.len()).par_chunks_mut(block).zip(x.par_chunks(block));
+    blocks.for_each(|(y, x)| forward_rows(x, spec, y));
+    // SAFETY: the blocks are all rows, and every number of a row was written.
+    unsafe { y.assume_set(x.len()) }
 }
 
-/// Gradient of [`norm`]: writes that of `x` `[T, D]` into `dx`, returns those of gain and shift, `[2D]`.
-pub(crate) fn norm_backward(x: &[f32], spec: NormSpec<'_>, grad: &[f32], dx: &mut [f32]) -> Vec<f32> {
-    let (arch, width) = (Arch::new(), spec.gamma.len());
+/// Gradients of [`norm`]: that of `x` `[T, D]`, and those of gain and shift, `[2D]`.
+pub(crate) fn norm_backward(x: &[f32], spec: NormSpec<'_>, grad: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let mut dx = Unset::new(x.len());
+    let width = spec.gamma.len();
     let block = ROWS * width;
     let mut partial = vec![0.0; x.len().div_ceil(block) * 2 * width];
-    let blocks = dx.par_chunks_mut(block).zip(x.par_chunks(block)).zip(grad.par_chunks(block));
+    let blocks = dx.slots(x.len()).par_chunks_mut(block).zip(x.par_chunks(block)).zip(grad.par_chunks(block));
     blocks
         .zip(partial.par_chunks_mut(2 * width))
-        .for_each(|(((dx, x), grad), partial)| arch.dispatch(|| backward_rows(x, spec, grad, dx, partial)));
-    sum_blocks(&partial, 2 * width)
+        .for_each(|(((dx, x), grad), partial)| backward_rows(x, spec, grad, dx, partial));
+    // SAFETY: the blocks are all rows, and every number of a row was written.
+    (unsafe { dx.assume_set(x.len()) }, sum_blocks(&partial, 2 * width))
 }
 
 fn sum_blocks(partial: &[f32], width: usize) -> Vec<f32> {
@@ -48,20 +56,20 @@ fn sum_blocks(partial: &[f32], width: usize) -> Vec<f32> {
     total
 }
 
-#[inline(always)]
-fn forward_rows(x: &[f32], spec: NormSpec<'_>, y: &mut [f32]) {
+#[multiversion(targets = "simd")]
+fn forward_rows(x: &[f32], spec: NormSpec<'_>, y: &mut [MaybeUninit<f32>]) {
     let width = spec.gamma.len();
     for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
         let (mean, inverse) = statistics(x, spec);
         match spec.beta {
             None => {
                 for ((y, &x), &gamma) in y.iter_mut().zip(x).zip(spec.gamma) {
-                    *y = x * inverse * gamma;
+                    y.write(x * inverse * gamma);
                 }
             }
             Some(beta) => {
                 for (((y, &x), &gamma), &beta) in y.iter_mut().zip(x).zip(spec.gamma).zip(beta) {
-                    *y = (x - mean) * inverse * gamma + beta;
+                    y.write((x - mean) * inverse * gamma + beta);
                 }
             }
         }
@@ -70,8 +78,8 @@ fn forward_rows(x: &[f32], spec: NormSpec<'_>, y: &mut [f32]) {
 
 /// With `n = (x - mean) * inverse` and `h = grad * gamma`: `dx = inverse * (h - mean(h) - n * mean(h n))`, where root
 /// mean square normalisation has no `mean(h)`; `dgamma = sum grad * n`, `dbeta = sum grad`.
-#[inline(always)]
-fn backward_rows(x: &[f32], spec: NormSpec<'_>, grad: &[f32], dx: &mut [f32], partial: &mut [f32]) {
+#[multiversion(targets = "simd")]
+fn backward_rows(x: &[f32], spec: NormSpec<'_>, grad: &[f32], dx: &mut [MaybeUninit<f32>], partial: &mut [f32]) {
     let (gamma, width) = (spec.gamma, spec.gamma.len());
     let (dgamma, dbeta) = partial.split_at_mut(width);
     let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(dx.chunks_exact_mut(width));
@@ -80,7 +88,7 @@ fn backward_rows(x: &[f32], spec: NormSpec<'_>, grad: &[f32], dx: &mut [f32], pa
         let mean_h = if spec.beta.is_some() { sum([grad, gamma], |[g, c]| g * c) / width as f32 } else { 0.0 };
         let along = sum([grad, gamma, x], |[g, c, x]| g * c * ((x - mean) * inverse)) / width as f32;
         for (((dx, &x), &g), &c) in dx.iter_mut().zip(x).zip(grad).zip(gamma) {
-            *dx = inverse * (g * c - mean_h - (x - mean) * inverse * along);
+            dx.write(inverse * (g * c - mean_h - (x - mean) * inverse * along));
         }
         for ((dgamma, &x), &g) in dgamma.iter_mut().zip(x).zip(grad) {
             *dgamma += g * ((x - mean) * inverse);

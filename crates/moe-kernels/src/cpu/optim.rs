@@ -1,6 +1,6 @@
 //! The optimizer's passes over all parameters.
 
-use pulp::Arch;
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::lanes::sum;
@@ -12,10 +12,10 @@ const BLOCK: usize = 1 << 14;
 
 /// Updates parameter and moments in place, in one pass.
 pub(crate) fn adamw(param: &mut [f32], grad: &[f32], moments: [&mut [f32]; 2], step: &AdamWStep) {
-    let (arch, factors, [first, second]) = (Arch::new(), Factors::new(step), moments);
+    let (factors, [first, second]) = (Factors::new(step), moments);
     let blocks = param.par_chunks_mut(BLOCK).zip(grad.par_chunks(BLOCK));
     let blocks = blocks.zip(first.par_chunks_mut(BLOCK)).zip(second.par_chunks_mut(BLOCK));
-    blocks.for_each(|(((p, g), m), v)| arch.dispatch(|| adamw_block(p, g, m, v, factors)));
+    blocks.for_each(|(((p, g), m), v)| adamw_block(p, g, m, v, factors));
 }
 
 /// The numbers of a step in f32.
@@ -43,7 +43,7 @@ impl Factors {
 }
 
 /// In the order of operations of burn's own AdamW, rounding for rounding.
-#[inline(always)]
+#[multiversion(targets = "simd")]
 fn adamw_block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], f: Factors) {
     for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
         let g = g * f.grad;
@@ -56,7 +56,11 @@ fn adamw_block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], f: Factor
 
 /// `sum_i x_i^2`: blocks in f32, their sums in f64.
 pub(crate) fn sum_of_squares(x: &[f32]) -> f64 {
-    let arch = Arch::new();
-    let blocks: Vec<f32> = x.par_chunks(BLOCK).map(|x| arch.dispatch(|| sum([x], |[x]| x * x))).collect();
+    let blocks: Vec<f32> = x.par_chunks(BLOCK).map(squares_of_block).collect();
     blocks.into_iter().map(f64::from).sum()
+}
+
+#[multiversion(targets = "simd")]
+fn squares_of_block(x: &[f32]) -> f32 {
+    sum([x], |[x]| x * x)
 }

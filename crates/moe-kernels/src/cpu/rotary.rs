@@ -1,6 +1,6 @@
 //! Rotation of pairs of channels by an angle that depends on the position.
 
-use pulp::Arch;
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 /// Numbers that a thread takes at a time: 64 KiB.
@@ -19,14 +19,17 @@ pub(crate) struct Angles<'a> {
 
 /// Rotates `x` `[B, S, H, A]` in place; `row = H * A > 0` numbers belong to one position.
 pub(crate) fn rotate(x: &mut [f32], row: usize, angles: Angles<'_>) {
-    let (arch, rows, len) = (Arch::new(), (BLOCK / row).max(1), angles.cos.len() * 2 / angles.head_dim);
-    x.par_chunks_mut(rows * row).enumerate().for_each(|(block, x)| {
-        arch.dispatch(|| {
-            for (i, x) in x.chunks_exact_mut(row).enumerate() {
-                rotate_row(x, (block * rows + i) % len, angles);
-            }
-        });
-    });
+    let rows = (BLOCK / row).max(1);
+    x.par_chunks_mut(rows * row).enumerate().for_each(|(block, x)| rotate_rows(x, row, block * rows, angles));
+}
+
+/// Rows from number `first` on.
+#[multiversion(targets = "simd")]
+fn rotate_rows(x: &mut [f32], row: usize, first: usize, angles: Angles<'_>) {
+    let len = angles.cos.len() * 2 / angles.head_dim;
+    for (i, x) in x.chunks_exact_mut(row).enumerate() {
+        rotate_row(x, (first + i) % len, angles);
+    }
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
-use moe_kernels::{MoeBackend, softmax_rows, top_k};
+use moe_kernels::{MoeBackend, linear, softmax_rows, top_k};
 
 use crate::Routing;
 
@@ -82,7 +82,7 @@ impl<B: MoeBackend> TopKRouter<B> {
         if tokens.dims()[0] == 0 {
             return Routing::empty(self.weight.dims()[1], self.top_k, dtype, &device);
         }
-        let logits = tokens.cast(dtype).matmul(self.weight.val().cast(dtype));
+        let logits = linear(tokens.cast(dtype), self.weight.val().cast(dtype));
         let probs = softmax_rows(logits.clone());
         let (gates, experts) = top_k(probs.clone(), self.top_k);
         let gates = if self.normalize_gates { normalize(gates) } else { gates };

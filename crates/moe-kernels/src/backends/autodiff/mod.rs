@@ -6,6 +6,7 @@
 mod attention;
 mod expert_ffn;
 mod grouped;
+mod linear;
 mod norm;
 mod softmax;
 mod top_k;
@@ -110,6 +111,10 @@ impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
 
     fn moe_grouped_outer(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
         grouped::<B, C>(Grouped::Outer, lhs, rhs, plan)
+    }
+
+    fn moe_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        linear::linear::<B, C>(x, weight)
     }
 
     fn moe_expert_ffn(

@@ -3,6 +3,24 @@
 /// Methods that hand over to the functions beside this file.
 macro_rules! fused_ops {
     () => {
+        fn moe_linear(x: Self::FloatTensorPrimitive, weight: Self::FloatTensorPrimitive) -> Self::FloatTensorPrimitive {
+            $crate::backends::host::linear::linear::<Self>(x, weight)
+        }
+
+        fn moe_linear_backward_x(
+            grad: Self::FloatTensorPrimitive,
+            weight: Self::FloatTensorPrimitive,
+        ) -> Self::FloatTensorPrimitive {
+            $crate::backends::host::linear::backward_x::<Self>(grad, weight)
+        }
+
+        fn moe_linear_backward_weight(
+            x: Self::FloatTensorPrimitive,
+            grad: Self::FloatTensorPrimitive,
+        ) -> Self::FloatTensorPrimitive {
+            $crate::backends::host::linear::backward_weight::<Self>(x, grad)
+        }
+
         fn moe_rms_norm(
             x: Self::FloatTensorPrimitive,
             gamma: Self::FloatTensorPrimitive,

@@ -5,6 +5,7 @@ pub(super) mod attention;
 pub(super) mod expert_ffn;
 mod fused;
 pub(super) mod grouped;
+pub(super) mod linear;
 pub(super) mod norm;
 mod ops;
 pub(super) mod optim;

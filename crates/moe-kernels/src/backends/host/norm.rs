@@ -21,9 +21,8 @@ pub(in crate::backends) fn norm<B: HostBackend>(
     let (shape, x, gamma) = (x.shape(), x.contiguous(), gamma.contiguous());
     let beta = beta.map(HostTensor::contiguous);
     let beta = beta.as_ref().map(HostTensor::values);
-    let mut y = vec![0.0; shape.num_elements()];
-    cpu::norm(x.values(), NormSpec { gamma: gamma.values(), beta, epsilon: epsilon as f32 }, &mut y);
-    HostTensor::from_values(y, shape)
+    let spec = NormSpec { gamma: gamma.values(), beta, epsilon: epsilon as f32 };
+    HostTensor::from_values(cpu::norm(x.values(), spec), shape)
 }
 
 pub(in crate::backends) fn norm_backward<B: HostBackend>(
@@ -40,8 +39,7 @@ pub(in crate::backends) fn norm_backward<B: HostBackend>(
     let gain = gamma.values();
     // The values of a shift have no part in any gradient.
     let spec = NormSpec { gamma: gain, beta: center.then_some(gain), epsilon: epsilon as f32 };
-    let mut dx = vec![0.0; shape.num_elements()];
-    let mut dgamma = cpu::norm_backward(x.values(), spec, grad.values(), &mut dx);
+    let (dx, mut dgamma) = cpu::norm_backward(x.values(), spec, grad.values());
     let dbeta = dgamma.split_off(gain.len());
     let channels = |values: Vec<f32>| Float::<B>::from_values(values, gamma.shape());
     [HostTensor::from_values(dx, shape), channels(dgamma), channels(dbeta)]

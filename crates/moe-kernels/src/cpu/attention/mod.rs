@@ -5,13 +5,14 @@
 //! 2022](https://arxiv.org/abs/2205.14135), without the blocks of keys: a row of scores fits the cache).
 
 mod backward;
+mod channels;
 mod forward;
 
 pub(crate) use self::Inputs as AttentionInputs;
 pub(crate) use backward::{Saved as AttentionSaved, attention_backward};
 pub(crate) use forward::attention;
 
-use pulp::Arch;
+use multiversion::multiversion;
 
 use super::exp::exp;
 use super::gemm::Mat;
@@ -81,27 +82,27 @@ impl AttentionShape {
 
 /// Scores become weights that still lack their division: `exp(scale * (score - max))`, 0 for keys that are not visible.
 /// Writes `(log-sum-exp, 1 / sum)` of every row.
-fn weigh(arch: Arch, shape: &AttentionShape, first: usize, scores: &mut [f32], sums: &mut [(f32, f32)]) {
+#[multiversion(targets = "simd")]
+fn weigh(shape: &AttentionShape, first: usize, scores: &mut [f32], sums: &mut [(f32, f32)]) {
     let columns = scores.len() / sums.len();
-    arch.dispatch(|| {
-        for (i, (row, out)) in scores.chunks_exact_mut(columns).zip(sums.iter_mut()).enumerate() {
-            let (seen, hidden) = row.split_at_mut(shape.visible(first + i));
-            let largest = max(seen);
-            let sum = map_sum(seen, |x| exp(shape.scale * (x - largest)));
-            hidden.fill(0.0);
-            *out = (shape.scale * largest + sum.ln(), 1.0 / sum);
-        }
-    });
+    for (i, (row, out)) in scores.chunks_exact_mut(columns).zip(sums.iter_mut()).enumerate() {
+        let (seen, hidden) = row.split_at_mut(shape.visible(first + i));
+        let largest = max(seen);
+        let sum = map_sum(seen, |x| exp(shape.scale * (x - largest)));
+        hidden.fill(0.0);
+        *out = (shape.scale * largest + sum.ln(), 1.0 / sum);
+    }
 }
 
 /// Scores become weights with the help of the rows' log-sum-exp.
-fn weigh_again(arch: Arch, shape: &AttentionShape, first: usize, scores: &mut [f32], lse: &[f32]) {
+#[multiversion(targets = "simd")]
+fn weigh_again(shape: &AttentionShape, first: usize, scores: &mut [f32], lse: &[f32]) {
     let columns = scores.len() / lse.len();
-    arch.dispatch(|| {
-        for (i, (row, &lse)) in scores.chunks_exact_mut(columns).zip(lse).enumerate() {
-            let (seen, hidden) = row.split_at_mut(shape.visible(first + i));
-            seen.iter_mut().for_each(|x| *x = exp(shape.scale * *x - lse));
-            hidden.fill(0.0);
+    for (i, (row, &lse)) in scores.chunks_exact_mut(columns).zip(lse).enumerate() {
+        let (seen, hidden) = row.split_at_mut(shape.visible(first + i));
+        for x in seen {
+            *x = exp(shape.scale * *x - lse);
         }
-    });
+        hidden.fill(0.0);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::segments::{Segment, TokenPart, cut, split_by_tokens};
@@ -120,8 +121,13 @@ pub(super) fn add_to_tokens(
     first_token: usize,
     output: &mut [f32],
 ) {
-    let d = problem.d_model;
-    for (row, &token) in rows.chunks_exact(d).zip(&problem.plan.token_of_row[block.rows.clone()]) {
+    add_rows(&problem.plan.token_of_row[block.rows.clone()], rows, problem.d_model, first_token, output);
+}
+
+/// Adds each row of `d` numbers to the token it belongs to.
+#[multiversion(targets = "simd")]
+fn add_rows(token_of_row: &[u32], rows: &[f32], d: usize, first_token: usize, output: &mut [f32]) {
+    for (row, &token) in rows.chunks_exact(d).zip(token_of_row) {
         let start = (token as usize - first_token) * d;
         for (y, x) in output[start..start + d].iter_mut().zip(row) {
             *y += x;
