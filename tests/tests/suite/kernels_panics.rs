@@ -1,10 +1,10 @@
 //! A caller's shape mistake panics with what was expected.
 
 use burn::backend::Flex;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use moe_kernels::{
     Activation, ExpertPlan, FfnWeights, combine_rows, dispatch_rows, expert_ffn, grouped_matmul,
-    grouped_matmul_transposed, grouped_outer, swiglu, top_k,
+    grouped_matmul_transposed, grouped_outer, rotary, swiglu, top_k,
 };
 
 fn plan() -> ExpertPlan<Flex> {
@@ -116,4 +116,106 @@ fn a_bias_of_another_width_panics() {
 fn weights_of_other_experts_panic() {
     let (w_in, w_out) = (ones([2, 4, 10]), ones([2, 5, 4]));
     expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { w_in, w_out, ..weights() }, &plan());
+}
+
+fn half<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
+    ones(shape).cast(DType::BF16)
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul: rows and weight must have one dtype, got [F32, BF16]")]
+fn a_weight_of_another_dtype_panics() {
+    grouped_matmul(ones([4, 5]), half([3, 5, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul_transposed: rows and weight must have one dtype, got [BF16, F32]")]
+fn a_transposed_weight_of_another_dtype_panics() {
+    grouped_matmul_transposed(half([4, 6]), ones([3, 5, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_outer: lhs and rhs must have one dtype, got [F32, BF16]")]
+fn an_outer_product_of_two_dtypes_panics() {
+    grouped_outer(ones([4, 5]), half([4, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "combine_rows: rows and gates must have one dtype, got [BF16, F32]")]
+fn combining_with_gates_of_another_dtype_panics() {
+    combine_rows(half([4, 4]), ones([2, 2]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: tokens and gates must have one dtype, got [F32, BF16]")]
+fn a_feed_forward_with_gates_of_another_dtype_panics() {
+    expert_ffn(ones([2, 4]), half([2, 2]), weights(), &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: tokens and w_out must have one dtype, got [F32, BF16]")]
+fn a_feed_forward_with_a_matrix_of_another_dtype_panics() {
+    expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { w_out: half([3, 5, 4]), ..weights() }, &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: tokens and b_out must have one dtype, got [F32, BF16]")]
+fn a_bias_of_another_dtype_panics() {
+    expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { b_out: Some(half([3, 4])), ..weights() }, &plan());
+}
+
+#[test]
+#[should_panic(expected = "dispatch_rows: tokens [T, D] must have a width")]
+fn dispatching_rows_without_width_panics() {
+    dispatch_rows(ones([2, 0]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "combine_rows: rows [R, D] must have a width")]
+fn combining_rows_without_width_panics() {
+    combine_rows(ones([4, 0]), ones([2, 2]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul: weight [E, I, O] must have I and O of at least 1, got [3, 5, 0]")]
+fn a_weight_without_columns_panics() {
+    grouped_matmul(ones([4, 5]), ones([3, 5, 0]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul_transposed: weight [E, I, O] must have I and O of at least 1, got [3, 0, 5]")]
+fn a_transposed_weight_without_rows_panics() {
+    grouped_matmul_transposed(ones([4, 5]), ones([3, 0, 5]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_outer: lhs [R, I] and rhs [R, O] must have a width, got 5 and 0")]
+fn an_outer_product_without_columns_panics() {
+    grouped_outer(ones([4, 5]), ones([4, 0]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "swiglu: the input [R, 2F] must have a width")]
+fn swiglu_without_columns_panics() {
+    swiglu(ones([2, 0]));
+}
+
+#[test]
+#[should_panic(expected = "rotary: heads must have a width")]
+fn heads_without_width_panic() {
+    rotary(ones([1, 2, 1, 0]), ones([2, 0]), ones([2, 0]));
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: D and F must be at least 1, got 0 and 5")]
+fn a_feed_forward_of_tokens_without_width_panics() {
+    let weights = FfnWeights { w_in: ones([3, 0, 10]), w_out: ones([3, 5, 0]), ..weights() };
+    expert_ffn(ones([2, 0]), ones([2, 2]), weights, &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: D and F must be at least 1, got 4 and 0")]
+fn a_feed_forward_of_experts_without_width_panics() {
+    let weights = FfnWeights { w_in: ones([3, 4, 0]), w_out: ones([3, 0, 4]), ..weights() };
+    expert_ffn(ones([2, 4]), ones([2, 2]), weights, &plan());
 }
