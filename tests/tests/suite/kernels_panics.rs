@@ -22,6 +22,26 @@ fn an_expert_out_of_range_panics() {
 }
 
 #[test]
+#[should_panic(expected = "experts [T, K] must have K of at least 1, got [2, 0]")]
+fn a_plan_without_choices_panics() {
+    ExpertPlan::<Flex>::new(Tensor::zeros([2, 0], &Default::default()), 3);
+}
+
+#[test]
+#[should_panic(expected = "num_experts must be at least 1")]
+fn a_plan_without_experts_panics() {
+    ExpertPlan::<Flex>::new(Tensor::zeros([0, 2], &Default::default()), 0);
+}
+
+/// One number, seen `2^31` times.
+#[test]
+#[should_panic(expected = "T * K = 2147483648 slots are more than the 2147483647 that an index holds")]
+fn a_plan_of_more_slots_than_an_index_holds_panics() {
+    let experts = Tensor::<Flex, 2, Int>::zeros([1, 1], &Default::default());
+    ExpertPlan::new(experts.expand([1 << 30, 2]), 3);
+}
+
+#[test]
 #[should_panic(expected = "k = 4 must be in 1..=3")]
 fn top_k_beyond_the_experts_panics() {
     top_k(ones([2, 3]), 4);
