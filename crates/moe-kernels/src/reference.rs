@@ -8,15 +8,17 @@ pub use fused::*;
 
 use crate::Activation;
 
-/// Columns of the `k` largest scores of each row of `scores` `[T, E]`, by `k` passes; the lower column wins a tie.
+/// Columns of the `k` largest scores of each row of `scores` `[T, E]`, by `k` passes; the lower column wins a tie, a NaN is
+/// below every number.
 pub fn top_k(scores: &[f64], num_experts: usize, k: usize) -> Vec<usize> {
+    let above = |a: f64, b: f64| a > b || (b.is_nan() && !a.is_nan());
     let mut chosen = Vec::new();
     for row in scores.chunks(num_experts) {
         let mut taken = vec![false; num_experts];
         for _ in 0..k {
             let mut best = None;
             for e in 0..num_experts {
-                if !taken[e] && best.is_none_or(|b: usize| row[e] > row[b]) {
+                if !taken[e] && best.is_none_or(|b: usize| above(row[e], row[b])) {
                     best = Some(e);
                 }
             }

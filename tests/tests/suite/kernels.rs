@@ -12,6 +12,7 @@ on_every_backend_and_unfused!(
     top_k_matches_repeated_argmax,
     top_k_breaks_ties_by_the_lower_index,
     top_k_survives_nan,
+    top_k_ranks_nan_below_minus_infinity,
     top_k_gradient_reaches_the_chosen_scores_only,
     a_plan_is_a_stable_sort_with_its_inverse,
     dispatch_matches_the_loop,
@@ -67,6 +68,16 @@ fn top_k_breaks_ties_by_the_lower_index<B: AutodiffMoeBackend>(device: &B::Devic
 fn top_k_survives_nan<B: AutodiffMoeBackend>(device: &B::Device) {
     let scores = Tensor::<B, 2>::from_data([[f32::NAN, 1.0, 2.0], [f32::NAN; 3]], device);
     assert_eq!(ints(top_k(scores, 2).1), [2, 1, 0, 1]);
+}
+
+/// Minus infinity is a number: a masked expert goes before one whose score is undefined.
+fn top_k_ranks_nan_below_minus_infinity<B: AutodiffMoeBackend>(device: &B::Device) {
+    let (nan, masked) = (f32::NAN, f32::NEG_INFINITY);
+    let scores = Tensor::<B, 2>::from_data([[nan, masked, 1.0], [masked, nan, masked], [-nan, masked, nan]], device);
+    assert_eq!(ints(top_k(scores, 3).1), [2, 1, 0, 0, 2, 1, 1, 0, 2]);
+    let scores = [f64::NAN, f64::NEG_INFINITY];
+    assert_eq!(ints(top_k(tensor::<B, 2>(&scores, [1, 2], device), 1).1), [1]);
+    assert_eq!(reference::top_k(&scores, 2, 1), [1]);
 }
 
 fn top_k_gradient_reaches_the_chosen_scores_only<B: AutodiffMoeBackend>(device: &B::Device) {
