@@ -35,6 +35,7 @@ suite!(
     log_sum_exp_matches_the_loop,
     cross_entropy_matches_the_loop,
     huge_numbers_overflow_nothing,
+    a_masked_logit_gets_no_probability,
     a_nan_stays_in_its_row_and_is_not_hidden,
     rotary_matches_the_rotation_of_every_pair,
     causal_attention_matches_the_loop,
@@ -205,6 +206,21 @@ fn huge_numbers_overflow_nothing<B: AutodiffMoeBackend>(device: &B::Device) {
     let expected = [1.0, -1.0, 0.0, third, third, third - 1.0];
     assert_close("gradient", &gradient(&logits, &losses.sum().backward()), &expected);
     assert_close("softmax", &host(softmax_rows(logits)), &[1.0, 0.0, 0.0, third, third, third]);
+}
+
+/// Exactly none, so that what is masked stays without gradient too; 17 columns, so that vectors have a rest.
+fn a_masked_logit_gets_no_probability<B: AutodiffMoeBackend>(device: &B::Device) {
+    let masked = |i: usize| i % 3 == 1;
+    let logits: Vec<f64> = (0..17).map(|i| if masked(i) { f64::NEG_INFINITY } else { 0.5 }).collect();
+    let input = tracked::<B, 2>(&logits, [1, 17], device);
+    let output = softmax_rows(input.clone());
+    let expected: Vec<f64> = (0..17).map(|i| if masked(i) { 0.0 } else { 1.0 / 11.0 }).collect();
+    assert_close("softmax", &host(output.clone()), &expected);
+    assert!(host(output.clone()).iter().enumerate().all(|(i, &p)| !masked(i) || p == 0.0));
+    let gradient = gradient(&input, &backward(output, &random(17, 1)));
+    assert!(gradient.iter().enumerate().all(|(i, &g)| g.is_finite() && (!masked(i) || g == 0.0)), "{gradient:?}");
+    let lse = host(log_sum_exp_rows(input));
+    assert_close("log sum exp", &lse, &[0.5 + 11f64.ln()]);
 }
 
 fn a_nan_stays_in_its_row_and_is_not_hidden<B: AutodiffMoeBackend>(device: &B::Device) {
