@@ -202,6 +202,47 @@ fn without_autodiff_the_values_are_the_same<B: AutodiffMoeBackend>(device: &B::D
     }
 }
 
+/// Token 1 is undefined: so is its output and every gradient that it has a part in, and nothing else.
+///
+/// On CPU backends; a shader may take `max(NaN, 0)` for 0.
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+fn an_undefined_token_is_not_hidden<B: AutodiffMoeBackend>(device: &B::Device) {
+    let case = CASES.iter().find(|case| case.name == "top-1").expect("in the catalogue");
+    for activation in ACTIVATIONS {
+        let mut problem = problem(case, activation, true);
+        let d = case.d_model;
+        problem.inputs[0][d..2 * d].fill(f64::NAN);
+        let inputs = Inputs::<B>::new(&problem, case.experts, true, device);
+        let output = inputs.output();
+        let undefined = |values: &[f64]| values.iter().map(|x| x.is_nan()).collect::<Vec<_>>();
+        let of_token_1: Vec<bool> = (0..case.tokens * d).map(|i| i / d == 1).collect();
+        assert_eq!(undefined(&host(output.clone())), of_token_1, "{activation:?}");
+
+        let grads = inputs.gradients(output, &random(case.tokens * d, 3)).map(|grad| grad.expect("tracked"));
+        assert_eq!(undefined(&grads[0]), of_token_1, "{activation:?}");
+        let expert = problem.experts[1];
+        for (name, grad) in NAMES.iter().zip(&grads).skip(2).take(3) {
+            let of_expert = |i: usize| i / (grad.len() / case.experts) == expert;
+            assert!(
+                grad.iter().enumerate().all(|(i, g)| g.is_nan() == of_expert(i)),
+                "{activation:?}: {name} hides a NaN or spreads it"
+            );
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+#[test]
+fn an_undefined_token_is_not_hidden_on_flex() {
+    an_undefined_token_is_not_hidden::<moe_tests::Flex>(&Default::default());
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+fn an_undefined_token_is_not_hidden_on_ndarray() {
+    an_undefined_token_is_not_hidden::<moe_tests::NdArray>(&Default::default());
+}
+
 /// Central difference of the op itself in the backend's own precision, all inputs moved together.
 fn the_gradient_is_the_slope_along_a_direction<B: AutodiffMoeBackend>(device: &B::Device) {
     let case = &CASES[1];

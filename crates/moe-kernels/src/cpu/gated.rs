@@ -12,7 +12,7 @@ pub(super) fn gated_values(activation: Activation, z: &[f32], gates: &[f32], hid
     Arch::new().dispatch(|| match activation {
         Activation::SwiGlu => values_of_halves(&rows, hidden),
         Activation::Gelu => values(&rows, hidden, |z| z * normal(z).0),
-        Activation::Relu => values(&rows, hidden, |z| z.max(0.0)),
+        Activation::Relu => values(&rows, hidden, relu),
     });
 }
 
@@ -41,9 +41,15 @@ pub(super) fn gated_backward(
             (z * cdf, cdf + z * density)
         }),
         Activation::Relu => {
-            backward(grad_hidden, gates, rows, d_hidden, |z| (z.max(0.0), if z > 0.0 { 1.0 } else { 0.0 }))
+            backward(grad_hidden, gates, rows, d_hidden, |z| (relu(z), if z > 0.0 { 1.0 } else { relu(z) }))
         }
     });
+}
+
+/// `max(z, 0)`, but a NaN stays one; so it does as a slope, which is that of no number.
+#[inline(always)]
+fn relu(z: f32) -> f32 {
+    if z < 0.0 { 0.0 } else { z }
 }
 
 struct Rows<'a> {
