@@ -49,6 +49,9 @@ pub(crate) fn top_k_backward<B: Backend>(
     let (grad, indices) = (wrap::<B, 2>(grad), Tensor::<B, 2, Int>::from_primitive(indices));
     let [num_tokens, top_k] = grad.dims();
     let shape = [num_tokens, num_experts];
+    if num_tokens == 0 {
+        return unwrap(Tensor::<B, 2>::zeros(shape, (&grad.device(), grad.dtype())));
+    }
     let columns = Tensor::<B, 1, Int>::arange(0..num_experts as i64, &grad.device()).unsqueeze::<2>().expand(shape);
     let of_slot = |k: usize| {
         let elsewhere = indices.clone().narrow(1, k, 1).expand(shape).not_equal(columns.clone());
