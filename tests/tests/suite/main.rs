@@ -4,9 +4,10 @@ mod expert_ffn;
 mod fused;
 mod kernels;
 mod layers;
+mod low_precision;
 mod model;
 
 #[cfg(feature = "flex")]
 mod kernels_panics;
-#[cfg(feature = "flex")]
-mod low_precision;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod threads;
