@@ -28,6 +28,7 @@ fn grouped_products_sum_in_f32<B: AutodiffMoeBackend>(device: &B::Device) {
 
 #[cfg(feature = "flex")]
 mod beside_plain_ops {
+    use burn::tensor::backend::Backend;
     use moe_layers::{Activation, dispatch};
     use moe_tests::{CASES, Flex};
 
@@ -47,6 +48,7 @@ mod beside_plain_ops {
     fn low_precision_loses_no_more_than_twice_what_plain_ops_lose() {
         let (device, case) = (Default::default(), CASES.iter().find(|case| case.name == "bench A, small"));
         let case = case.expect("in the catalogue");
+        assert!([DType::BF16, DType::F16].iter().all(|&dtype| Flex::supports_dtype(&device, dtype)));
         for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu] {
             for bias in [false, true] {
                 let run = |dtype, path| values_and_gradients::<Flex>(case, activation, bias, path, dtype, &device);
