@@ -69,6 +69,32 @@ pub type WgpuRuntime = <<burn::backend::Wgpu as Unfuse>::Unfused as OnCube>::Run
 #[cfg(feature = "cuda")]
 pub type CudaRuntime = <<burn::backend::Cuda as Unfuse>::Unfused as OnCube>::Runtime;
 
+/// Runs `action` a hundred times while another thread does nothing but backward passes.
+#[cfg(feature = "flex")]
+pub fn beside_backward_passes(action: impl Fn()) {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    /// Ends the other thread, also when the action panics.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
+
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Relaxed) {
+                let x = burn::tensor::Tensor::<Flex, 1>::ones([2], &Default::default()).require_grad();
+                (x.clone() * x).sum().backward();
+            }
+        });
+        let _done = Done(&done);
+        (0..100).for_each(|_| action());
+    });
+}
+
 /// How many of `steps` training steps a test takes: a software GPU, at seconds a step, only the first few.
 pub fn steps(steps: usize) -> usize {
     if on_software_gpu() { steps.min(5) } else { steps }
@@ -102,11 +128,40 @@ macro_rules! on_every_backend {
     };
 }
 
+/// [`on_every_backend!`], and once more in f64 on flex, where every op takes its portable body.
+#[macro_export]
+macro_rules! on_every_backend_and_portable {
+    ($($name:ident),+ $(,)?) => {
+        $crate::on_every_backend!($($name),+);
+        #[cfg(feature = "flex")]
+        mod portable_in_f64 {
+            $(#[test] fn $name() { $crate::in_f64(|| super::$name::<$crate::Flex>(&Default::default())) })+
+        }
+    };
+}
+
+/// [`on_every_backend_and_portable!`], and once more without Fusion where a backend has it.
+#[macro_export]
+macro_rules! on_every_path {
+    ($($name:ident),+ $(,)?) => {
+        $crate::on_every_backend_and_portable!($($name),+);
+        $crate::unfused!($($name),+);
+    };
+}
+
 /// [`on_every_backend!`], and once more without Fusion where a backend has it.
 #[macro_export]
 macro_rules! on_every_backend_and_unfused {
     ($($name:ident),+ $(,)?) => {
         $crate::on_every_backend!($($name),+);
+        $crate::unfused!($($name),+);
+    };
+}
+
+/// One test per named generic function and backend that has a Fusion, without it.
+#[macro_export]
+macro_rules! unfused {
+    ($($name:ident),+ $(,)?) => {
         #[cfg(feature = "wgpu")]
         mod wgpu_unfused { $(#[test] fn $name() { super::$name::<$crate::WgpuUnfused>(&$crate::wgpu_device()) })+ }
         #[cfg(feature = "cuda")]

@@ -65,12 +65,14 @@ pub const CASES: &[Case] = &[
 ];
 
 /// Larger than what a GPU's kernels do at once: several blocks of slots, more experts than a block has units, several
-/// tiles for an expert and a ragged last one, nearly all rows with one expert.
+/// tiles for an expert and a ragged last one, nearly all rows with one expert. The wide one is what CPU threads share: the
+/// gradient of a weight in several pieces, of more rows than a piece has.
 pub const LARGE_CASES: &[Case] = &[
     case("several blocks of slots", [301, 7, 3, 8, 12], 7),
     case("more experts than a block", [90, 300, 4, 4, 6], 290),
     case("several tiles each", [130, 3, 2, 36, 20], 3),
     case("two experts own all", [97, 9, 2, 19, 35], 2),
+    case("wide", [40, 3, 2, 300, 140], 3),
 ];
 
 impl Case {

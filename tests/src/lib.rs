@@ -1,7 +1,8 @@
 //! What the cross-backend suites share: the backends, the catalogue of routing cases, comparison.
 //!
 //! A suite is a list of functions generic over the backend; [`on_every_backend!`] turns each into one test per
-//! enabled backend. `flex` runs a second time under gradient checkpointing.
+//! enabled backend. `flex` runs a second time under gradient checkpointing; where a suite asks for it, a third time in f64,
+//! which has no fast path, so that the portable bodies meet the same cases on a CPU.
 
 mod backends;
 mod cases;
@@ -9,4 +10,6 @@ mod compare;
 
 pub use backends::*;
 pub use cases::{BENCHES, CASES, Case, GPU_BENCHES, LARGE_CASES};
-pub use compare::{ABSOLUTE, RELATIVE, assert_close, host, random, tensor};
+pub use compare::{
+    ABSOLUTE, RELATIVE, assert_close, host, in_f64, numeric_gradient, numeric_gradient_by_rows, random, tensor,
+};

@@ -102,6 +102,17 @@ fn swiglu_experts_match_finite_differences() {
 }
 
 #[test]
+fn swiglu_experts_with_biases_match_finite_differences() {
+    check(MoeConfig::new(5, 3, 4, 2).with_bias(true));
+}
+
+/// No pre-activation is within a step of 0, where ReLU has no slope.
+#[test]
+fn relu_experts_match_finite_differences() {
+    check(MoeConfig::new(5, 3, 4, 2).with_bias(true).with_activation(Activation::Relu));
+}
+
+#[test]
 fn renormalised_gates_and_biases_match_finite_differences() {
     let config = MoeConfig::new(5, 3, 4, 3).with_normalize_gates(true).with_bias(true);
     check(config.with_activation(Activation::Gelu));

@@ -12,7 +12,7 @@ pub enum Activation {
     SwiGlu,
     /// `gelu(x W)`, exact (with the error function).
     Gelu,
-    /// `max(x W, 0)`.
+    /// `max(x W, 0)`. A NaN stays one on CPU backends; on a GPU it may become 0.
     Relu,
 }
 

@@ -60,7 +60,7 @@ pub struct FfnSaved<B: Backend> {
     pub plan: ExpertPlan<B>,
 }
 
-/// Which gradients are wanted; a frozen parameter costs nothing.
+/// Which gradients are wanted; a frozen parameter costs nothing, and the gates next to nothing either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FfnNeeds {
     /// Of the tokens.

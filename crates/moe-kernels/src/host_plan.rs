@@ -2,6 +2,16 @@
 
 use std::ops::Range;
 
+/// Checks that slots and rows can be numbered in the integers of every backend, the smallest of which are `i32`.
+///
+/// # Panics
+///
+/// Panics when they cannot.
+pub(crate) fn check_slots(num_slots: usize) {
+    const MOST: usize = i32::MAX as usize;
+    assert!(num_slots <= MOST, "T * K = {num_slots} slots are more than the {MOST} that an index holds");
+}
+
 /// The slots of a routing decision sorted by expert, as plain vectors. See [`ExpertPlan`](crate::ExpertPlan).
 #[derive(Clone, Debug)]
 pub(crate) struct HostPlan {
@@ -18,9 +28,9 @@ impl HostPlan {
     ///
     /// # Panics
     ///
-    /// Panics when an index is not below `num_experts`, or there are more than `u32::MAX` slots.
+    /// Panics when an index is not below `num_experts`, or there are more than `i32::MAX` slots.
     pub(crate) fn new(experts: &[usize], top_k: usize, num_experts: usize) -> Self {
-        assert!(u32::try_from(experts.len()).is_ok(), "T * K = {} slots are more than 2^32", experts.len());
+        check_slots(experts.len());
         let offsets = offsets(experts, num_experts);
         let mut next = offsets.clone();
         let mut slot_of_row = vec![0; experts.len()];

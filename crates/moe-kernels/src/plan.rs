@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
 use crate::MoeBackend;
-use crate::host_plan::HostPlan;
+use crate::host_plan::{HostPlan, check_slots};
 
 /// The slots `(t, k)` of a routing decision, sorted by expert.
 ///
@@ -35,8 +35,13 @@ impl<B: MoeBackend> ExpertPlan<B> {
     ///
     /// # Panics
     ///
-    /// Panics when an index is not below `num_experts`, on backends that sort on the host.
+    /// Panics when `K` or `num_experts` is 0, or there are more than `2^31 - 1` slots. Panics when an index is not below
+    /// `num_experts`, on backends that sort on the host.
     pub fn new(experts: Tensor<B, 2, Int>, num_experts: usize) -> Self {
+        let [num_tokens, top_k] = experts.dims();
+        assert!(top_k >= 1, "ExpertPlan: experts [T, K] must have K of at least 1, got {:?}", experts.dims());
+        assert!(num_experts >= 1, "ExpertPlan: num_experts must be at least 1");
+        check_slots(num_tokens.saturating_mul(top_k));
         B::moe_plan(experts.into_primitive(), num_experts)
     }
 

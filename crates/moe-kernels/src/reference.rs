@@ -8,15 +8,17 @@ pub use fused::*;
 
 use crate::Activation;
 
-/// Columns of the `k` largest scores of each row of `scores` `[T, E]`, by `k` passes; the lower column wins a tie.
+/// Columns of the `k` largest scores of each row of `scores` `[T, E]`, by `k` passes; the lower column wins a tie, a NaN is
+/// below every number.
 pub fn top_k(scores: &[f64], num_experts: usize, k: usize) -> Vec<usize> {
+    let above = |a: f64, b: f64| a > b || (b.is_nan() && !a.is_nan());
     let mut chosen = Vec::new();
     for row in scores.chunks(num_experts) {
         let mut taken = vec![false; num_experts];
         for _ in 0..k {
             let mut best = None;
             for e in 0..num_experts {
-                if !taken[e] && best.is_none_or(|b: usize| row[e] > row[b]) {
+                if !taken[e] && best.is_none_or(|b: usize| above(row[e], row[b])) {
                     best = Some(e);
                 }
             }
@@ -126,6 +128,11 @@ pub fn swiglu(input: &[f64], d_hidden: usize) -> Vec<f64> {
     input.chunks(2 * d_hidden).flat_map(row).collect()
 }
 
+/// `x * cdf(x)` of every number.
+pub fn gelu(input: &[f64]) -> Vec<f64> {
+    input.iter().map(|&x| x * normal_cdf(x)).collect()
+}
+
 /// Inputs of [`expert_ffn`]: `tokens` `[T, D]`, `gates` `[T, K]`, `w_in` `[E, D, C]`, `w_out` `[E, F, D]`, `b_in` `[E, C]`,
 /// `b_out` `[E, D]`.
 #[derive(Debug, Clone)]
@@ -204,8 +211,11 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// By the series `1/2 + density(x) * (x + x^3/3 + x^5/(3 * 5) + ..)`.
+/// By the series `1/2 + density(x) * (x + x^3/3 + x^5/(3 * 5) + ..)`; beyond 8, where it is within 1e-15 of them, 0 or 1.
 fn normal_cdf(x: f64) -> f64 {
+    if x.abs() > 8.0 {
+        return f64::from(x > 0.0);
+    }
     let density = (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
     let (mut term, mut sum) = (x, x);
     for n in 1..200 {

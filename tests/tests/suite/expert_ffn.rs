@@ -7,10 +7,11 @@ use moe_kernels::{
     Activation, AutodiffMoeBackend, ExpertPlan, FfnWeights, combine_rows, dispatch_rows, expert_ffn, grouped_matmul,
     swiglu,
 };
-use moe_tests::{CASES, Case, LARGE_CASES, assert_close, host, on_every_backend, random, tensor};
+use moe_tests::{CASES, Case, LARGE_CASES, assert_close, host, on_every_path, random, tensor};
 
-on_every_backend!(
+on_every_path!(
     expert_ffn_matches_the_loop_over_slots,
+    large_cases_match_the_loop_over_slots,
     a_token_may_choose_an_expert_twice,
     expert_ffn_equals_its_parts,
     frozen_inputs_get_no_gradient_and_change_no_other,
@@ -27,7 +28,7 @@ const STEP: f64 = 1e-2;
 const SLOPE_TOLERANCE: f64 = 1e-3;
 const NAMES: [&str; 6] = ["tokens", "gates", "w_in", "w_out", "b_in", "b_out"];
 
-fn problem(case: &Case, activation: Activation, bias: bool) -> ExpertFfn {
+pub(crate) fn problem(case: &Case, activation: Activation, bias: bool) -> ExpertFfn {
     let (d, f, e) = (case.d_model, case.d_hidden, case.experts);
     let (c, slots) = (activation.columns(f), case.tokens * case.top_k);
     let lengths = [case.tokens * d, slots, e * d * c, e * f * d, e * c, e * d];
@@ -41,7 +42,7 @@ fn problem(case: &Case, activation: Activation, bias: bool) -> ExpertFfn {
 
 /// The inputs as tensors; the biases are there if `bias`.
 #[derive(Clone)]
-struct Inputs<B: AutodiffMoeBackend> {
+pub(crate) struct Inputs<B: AutodiffMoeBackend> {
     tokens: Tensor<B, 2>,
     gates: Tensor<B, 2>,
     weights: FfnWeights<B>,
@@ -49,7 +50,7 @@ struct Inputs<B: AutodiffMoeBackend> {
 }
 
 impl<B: AutodiffMoeBackend> Inputs<B> {
-    fn new(problem: &ExpertFfn, num_experts: usize, bias: bool, device: &B::Device) -> Self {
+    pub(crate) fn new(problem: &ExpertFfn, num_experts: usize, bias: bool, device: &B::Device) -> Self {
         let (d, f, k) = (problem.d_model, problem.d_hidden, problem.top_k);
         let (c, t) = (problem.activation.columns(f), problem.experts.len() / k);
         let [tokens, gates, w_in, w_out, b_in, b_out] = &problem.inputs;
@@ -71,12 +72,12 @@ impl<B: AutodiffMoeBackend> Inputs<B> {
         }
     }
 
-    fn output(&self) -> Tensor<B, 2> {
+    pub(crate) fn output(&self) -> Tensor<B, 2> {
         expert_ffn(self.tokens.clone(), self.gates.clone(), self.weights.clone(), &self.plan)
     }
 
     /// Gradients of `sum(output * weight)`, in the order of [`NAMES`]; `None` for an input without one.
-    fn gradients(&self, output: Tensor<B, 2>, weight: &[f64]) -> [Option<Vec<f64>>; 6] {
+    pub(crate) fn gradients(&self, output: Tensor<B, 2>, weight: &[f64]) -> [Option<Vec<f64>>; 6] {
         let weight = tensor::<B, 2>(weight, output.dims(), &output.device());
         let grads = (output * weight).sum().backward();
         let weights = &self.weights;
@@ -91,7 +92,13 @@ impl<B: AutodiffMoeBackend> Inputs<B> {
     }
 }
 
-fn check<B: AutodiffMoeBackend>(name: &str, problem: &ExpertFfn, num_experts: usize, bias: bool, device: &B::Device) {
+pub(crate) fn check<B: AutodiffMoeBackend>(
+    name: &str,
+    problem: &ExpertFfn,
+    num_experts: usize,
+    bias: bool,
+    device: &B::Device,
+) {
     let weight = random(problem.inputs[0].len(), 31);
     let (expected, expected_grads) = reference::expert_ffn(problem, &weight);
     let inputs = Inputs::<B>::new(problem, num_experts, bias, device);
@@ -109,12 +116,20 @@ fn check<B: AutodiffMoeBackend>(name: &str, problem: &ExpertFfn, num_experts: us
 }
 
 fn expert_ffn_matches_the_loop_over_slots<B: AutodiffMoeBackend>(device: &B::Device) {
-    for case in CASES.iter().filter(|case| case.tokens > 0) {
+    for case in CASES {
         for activation in ACTIVATIONS {
             for bias in [false, true] {
                 check::<B>(case.name, &problem(case, activation, bias), case.experts, bias, device);
             }
         }
+    }
+}
+
+/// One activation each: what is large is the same for all.
+fn large_cases_match_the_loop_over_slots<B: AutodiffMoeBackend>(device: &B::Device) {
+    for (i, case) in LARGE_CASES.iter().enumerate() {
+        let activation = ACTIVATIONS[i % ACTIVATIONS.len()];
+        check::<B>(case.name, &problem(case, activation, true), case.experts, true, device);
     }
 }
 
@@ -200,6 +215,69 @@ fn without_autodiff_the_values_are_the_same<B: AutodiffMoeBackend>(device: &B::D
         (0..NAMES.len()).for_each(|i| freeze(&mut untracked, i));
         assert_eq!(host(inputs.output()), host(untracked.output()), "{activation:?}");
     }
+}
+
+/// Token 1 is undefined: so is its output and every gradient that it has a part in, and nothing else.
+///
+/// On CPU backends; a shader may take `max(NaN, 0)` for 0.
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+fn an_undefined_token_is_not_hidden<B: AutodiffMoeBackend>(device: &B::Device) {
+    let case = CASES.iter().find(|case| case.name == "top-1").expect("in the catalogue");
+    for activation in ACTIVATIONS {
+        let mut problem = problem(case, activation, true);
+        let d = case.d_model;
+        problem.inputs[0][d..2 * d].fill(f64::NAN);
+        let inputs = Inputs::<B>::new(&problem, case.experts, true, device);
+        let output = inputs.output();
+        let undefined = |values: &[f64]| values.iter().map(|x| x.is_nan()).collect::<Vec<_>>();
+        let of_token_1: Vec<bool> = (0..case.tokens * d).map(|i| i / d == 1).collect();
+        assert_eq!(undefined(&host(output.clone())), of_token_1, "{activation:?}");
+
+        let grads = inputs.gradients(output, &random(case.tokens * d, 3)).map(|grad| grad.expect("tracked"));
+        assert_eq!(undefined(&grads[0]), of_token_1, "{activation:?}");
+        let expert = problem.experts[1];
+        for (name, grad) in NAMES.iter().zip(&grads).skip(2).take(3) {
+            let of_expert = |i: usize| i / (grad.len() / case.experts) == expert;
+            assert!(
+                grad.iter().enumerate().all(|(i, g)| g.is_nan() == of_expert(i)),
+                "{activation:?}: {name} hides a NaN or spreads it"
+            );
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+#[test]
+fn an_undefined_token_is_not_hidden_on_flex() {
+    an_undefined_token_is_not_hidden::<moe_tests::Flex>(&Default::default());
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+fn an_undefined_token_is_not_hidden_on_ndarray() {
+    an_undefined_token_is_not_hidden::<moe_tests::NdArray>(&Default::default());
+}
+
+/// burn's autodiff frees, after every backward pass of any thread, what nobody holds a tensor of.
+#[cfg(feature = "flex")]
+#[test]
+fn a_backward_pass_of_another_thread_takes_no_gradient_away() {
+    let (case, device) = (&LARGE_CASES[4], Default::default());
+    let inputs = Inputs::<moe_tests::Flex>::new(&problem(case, Activation::Gelu, true), case.experts, true, &device);
+    let (weights, weight) = (&inputs.weights, vec![1.0; case.tokens * case.d_model]);
+    moe_tests::beside_backward_passes(|| {
+        // Nobody but the op holds what it is given.
+        let given = FfnWeights {
+            w_in: weights.w_in.clone() * 1.0,
+            w_out: weights.w_out.clone() * 1.0,
+            b_in: weights.b_in.clone().map(|bias| bias * 1.0),
+            b_out: weights.b_out.clone().map(|bias| bias * 1.0),
+            activation: Activation::Gelu,
+        };
+        let output = expert_ffn(inputs.tokens.clone() * 1.0, inputs.gates.clone() * 1.0, given, &inputs.plan);
+        let missing = inputs.gradients(output, &weight).map(|grad| grad.is_none());
+        assert_eq!(missing, [false; 6], "gradients that are missing, of {NAMES:?}");
+    });
 }
 
 /// Central difference of the op itself in the backend's own precision, all inputs moved together.

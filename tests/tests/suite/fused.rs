@@ -1,41 +1,25 @@
 //! The ops around the experts against naive loops in f64: values, and gradients against central differences of the loops.
 
-use std::cell::Cell;
-
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use moe_kernels::{
-    AutodiffMoeBackend, causal_attention, cross_entropy_rows, layer_norm, log_sum_exp_rows, reference, rms_norm,
-    rotary, softmax_rows,
+    AdamWStep, AutodiffMoeBackend, adamw_step, causal_attention, cross_entropy_rows, layer_norm, log_sum_exp_rows,
+    reference, rms_norm, rotary, softmax_rows, sum_of_squares,
 };
-use moe_tests::{assert_close, host, on_every_backend, random};
+use moe_tests::{
+    assert_close, host, numeric_gradient, numeric_gradient_by_rows, on_every_backend_and_portable, random, tensor,
+};
 
-/// On every backend in f32; and in f64 on flex, where the CPU backends fall back to the portable bodies.
-macro_rules! suite {
-    ($($name:ident),+ $(,)?) => {
-        on_every_backend!($($name),+);
-        #[cfg(feature = "flex")]
-        mod portable_in_f64 {
-            $(#[test] fn $name() {
-                super::DTYPE.set(burn::tensor::DType::F64);
-                super::$name::<moe_tests::Flex>(&Default::default())
-            })+
-        }
-    };
-}
-
-thread_local! {
-    /// Dtype of the tensors that this thread's test makes.
-    static DTYPE: Cell<DType> = const { Cell::new(DType::F32) };
-}
-
-suite!(
+on_every_backend_and_portable!(
     rms_norm_matches_the_loop,
     layer_norm_matches_the_loop,
     softmax_matches_the_loop,
     log_sum_exp_matches_the_loop,
     cross_entropy_matches_the_loop,
     huge_numbers_overflow_nothing,
+    a_masked_logit_gets_no_probability,
     a_nan_stays_in_its_row_and_is_not_hidden,
+    adamw_matches_the_loop,
+    sum_of_squares_matches_the_loop,
     rotary_matches_the_rotation_of_every_pair,
     causal_attention_matches_the_loop,
     attention_to_a_prefix_equals_that_of_the_whole_sequence,
@@ -43,7 +27,8 @@ suite!(
     two_runs_give_the_same_bits,
 );
 
-/// `[T, width]`: one row, one channel, odd sizes, more rows than a block, a whole number of vectors.
+/// `[T, width]`: one row, one channel, odd sizes, more rows than a block, a whole number of vectors, more numbers than a
+/// thread takes at a time.
 const ROWS: [[usize; 2]; 6] = [[1, 5], [7, 1], [13, 19], [130, 33], [3, 64], [65, 256]];
 
 /// `[B, S, P, H, C, A]`: one of everything, grouped queries, a prefix, several blocks of queries.
@@ -55,30 +40,6 @@ const ATTENTIONS: [[usize; 6]; 6] = [
     [1, 70, 70, 2, 1, 3],
     [1, 66, 131, 1, 1, 2],
 ];
-
-/// Central difference in f64: truncation near 1e-10, rounding near 1e-11.
-const STEP: f64 = 1e-5;
-
-/// The gradient of `sum(output * weight)` with respect to `input`, by nudging each number.
-fn numeric(input: &[f64], weight: &[f64], output: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
-    let loss = |values: &[f64]| output(values).iter().zip(weight).map(|(y, w)| y * w).sum::<f64>();
-    let mut values = input.to_vec();
-    let mut at = |i: usize, amount: f64| {
-        values[i] = input[i] + amount;
-        let loss = loss(&values);
-        values[i] = input[i];
-        loss
-    };
-    (0..input.len()).map(|i| (at(i, STEP) - at(i, -STEP)) / (2.0 * STEP)).collect()
-}
-
-fn tensor<B: AutodiffMoeBackend, const D: usize>(
-    values: &[f64],
-    shape: [usize; D],
-    device: &B::Device,
-) -> Tensor<B, D> {
-    moe_tests::tensor::<B, D>(values, shape, device).cast(DTYPE.get())
-}
 
 fn tracked<B: AutodiffMoeBackend, const D: usize>(
     values: &[f64],
@@ -102,11 +63,6 @@ fn scaled(n: usize, seed: u64, scale: f32) -> Vec<f64> {
     random(n, seed).into_iter().map(|x| f64::from(x as f32 * scale)).collect()
 }
 
-/// Numeric gradients of large inputs are slow; those are compared in values only.
-fn is_small(n: usize) -> bool {
-    n <= 400
-}
-
 const EPSILON: f64 = 1e-5;
 
 fn rms_norm_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
@@ -117,12 +73,10 @@ fn rms_norm_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
         assert_close("rms norm", &host(output.clone()), &reference::norm(&x, &gamma, None, EPSILON));
 
         let grads = backward(output, &weight);
-        let by_gamma = numeric(&gamma, &weight, |gamma| reference::norm(&x, gamma, None, EPSILON));
+        let by_gamma = numeric_gradient(&gamma, &weight, |gamma| reference::norm(&x, gamma, None, EPSILON));
         assert_close("gain", &gradient(&gain, &grads), &by_gamma);
-        if is_small(rows * width) {
-            let by_x = numeric(&x, &weight, |x| reference::norm(x, &gamma, None, EPSILON));
-            assert_close("rms norm gradient", &gradient(&input, &grads), &by_x);
-        }
+        let by_x = numeric_gradient_by_rows(&x, &weight, rows, |_, row| reference::norm(row, &gamma, None, EPSILON));
+        assert_close("rms norm gradient", &gradient(&input, &grads), &by_x);
     }
 }
 
@@ -138,14 +92,13 @@ fn layer_norm_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
         assert_close("layer norm", &host(output.clone()), &expected);
 
         let grads = backward(output, &weight);
-        let by_gamma = numeric(&gamma, &weight, |gamma| reference::norm(&x, gamma, Some(&beta), EPSILON));
+        let by_gamma = numeric_gradient(&gamma, &weight, |gamma| reference::norm(&x, gamma, Some(&beta), EPSILON));
         assert_close("gain", &gradient(&gain, &grads), &by_gamma);
-        let by_beta = numeric(&beta, &weight, |beta| reference::norm(&x, &gamma, Some(beta), EPSILON));
+        let by_beta = numeric_gradient(&beta, &weight, |beta| reference::norm(&x, &gamma, Some(beta), EPSILON));
         assert_close("shift", &gradient(&shift, &grads), &by_beta);
-        if is_small(rows * width) {
-            let by_x = numeric(&x, &weight, |x| reference::norm(x, &gamma, Some(&beta), EPSILON));
-            assert_close("layer norm gradient", &gradient(&input, &grads), &by_x);
-        }
+        let by_x =
+            numeric_gradient_by_rows(&x, &weight, rows, |_, row| reference::norm(row, &gamma, Some(&beta), EPSILON));
+        assert_close("layer norm gradient", &gradient(&input, &grads), &by_x);
     }
 }
 
@@ -155,10 +108,8 @@ fn softmax_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
         let input = tracked::<B, 2>(&x, shape, device);
         let output = softmax_rows(input.clone());
         assert_close("softmax", &host(output.clone()), &reference::softmax(&x, width));
-        if is_small(rows * width) {
-            let expected = numeric(&x, &weight, |x| reference::softmax(x, width));
-            assert_close("softmax gradient", &gradient(&input, &backward(output, &weight)), &expected);
-        }
+        let expected = numeric_gradient_by_rows(&x, &weight, rows, |_, row| reference::softmax(row, width));
+        assert_close("softmax gradient", &gradient(&input, &backward(output, &weight)), &expected);
     }
 }
 
@@ -169,10 +120,8 @@ fn log_sum_exp_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
         let output = log_sum_exp_rows(input.clone());
         assert_eq!(output.dims(), [rows, 1]);
         assert_close("log sum exp", &host(output.clone()), &reference::log_sum_exp(&x, width));
-        if is_small(rows * width) {
-            let expected = numeric(&x, &weight, |x| reference::log_sum_exp(x, width));
-            assert_close("log sum exp gradient", &gradient(&input, &backward(output, &weight)), &expected);
-        }
+        let expected = numeric_gradient_by_rows(&x, &weight, rows, |_, row| reference::log_sum_exp(row, width));
+        assert_close("log sum exp gradient", &gradient(&input, &backward(output, &weight)), &expected);
     }
 }
 
@@ -180,19 +129,15 @@ fn cross_entropy_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
     for shape @ [rows, width] in ROWS {
         let (x, weight) = (scaled(rows * width, 9, 8.0), random(rows, 10));
         let targets: Vec<usize> = (0..rows).map(|t| (t * 7 + 3) % width).collect();
-        let loop_over_rows = |x: &[f64]| -> Vec<f64> {
-            let lse = reference::log_sum_exp(x, width);
-            (0..rows).map(|t| lse[t] - x[t * width + targets[t]]).collect()
-        };
+        let loss = |t: usize, row: &[f64]| vec![reference::log_sum_exp(row, width)[0] - row[targets[t]]];
         let ids: Vec<i64> = targets.iter().map(|&t| t as i64).collect();
         let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [rows]), device);
         let input = tracked::<B, 2>(&x, shape, device);
         let output = cross_entropy_rows(input.clone(), ids);
-        assert_close("cross entropy", &host(output.clone()), &loop_over_rows(&x));
-        if is_small(rows * width) {
-            let expected = numeric(&x, &weight, loop_over_rows);
-            assert_close("cross entropy gradient", &gradient(&input, &backward(output, &weight)), &expected);
-        }
+        let losses: Vec<f64> = x.chunks(width).enumerate().flat_map(|(t, row)| loss(t, row)).collect();
+        assert_close("cross entropy", &host(output.clone()), &losses);
+        let expected = numeric_gradient_by_rows(&x, &weight, rows, loss);
+        assert_close("cross entropy gradient", &gradient(&input, &backward(output, &weight)), &expected);
     }
 }
 
@@ -207,6 +152,21 @@ fn huge_numbers_overflow_nothing<B: AutodiffMoeBackend>(device: &B::Device) {
     assert_close("softmax", &host(softmax_rows(logits)), &[1.0, 0.0, 0.0, third, third, third]);
 }
 
+/// Exactly none, so that what is masked stays without gradient too; 17 columns, so that vectors have a rest.
+fn a_masked_logit_gets_no_probability<B: AutodiffMoeBackend>(device: &B::Device) {
+    let masked = |i: usize| i % 3 == 1;
+    let logits: Vec<f64> = (0..17).map(|i| if masked(i) { f64::NEG_INFINITY } else { 0.5 }).collect();
+    let input = tracked::<B, 2>(&logits, [1, 17], device);
+    let output = softmax_rows(input.clone());
+    let expected: Vec<f64> = (0..17).map(|i| if masked(i) { 0.0 } else { 1.0 / 11.0 }).collect();
+    assert_close("softmax", &host(output.clone()), &expected);
+    assert!(host(output.clone()).iter().enumerate().all(|(i, &p)| !masked(i) || p == 0.0));
+    let gradient = gradient(&input, &backward(output, &random(17, 1)));
+    assert!(gradient.iter().enumerate().all(|(i, &g)| g.is_finite() && (!masked(i) || g == 0.0)), "{gradient:?}");
+    let lse = host(log_sum_exp_rows(input));
+    assert_close("log sum exp", &lse, &[0.5 + 11f64.ln()]);
+}
+
 fn a_nan_stays_in_its_row_and_is_not_hidden<B: AutodiffMoeBackend>(device: &B::Device) {
     let x = || tensor::<B, 2>(&[0.5, f64::NAN, 1.0, 0.5, 2.0, 1.0], [2, 3], device);
     let gamma = || tensor::<B, 1>(&[1.0; 3], [3], device);
@@ -218,8 +178,49 @@ fn a_nan_stays_in_its_row_and_is_not_hidden<B: AutodiffMoeBackend>(device: &B::D
     assert_eq!(all(log_sum_exp_rows(x())), [true, false]);
 }
 
+/// One number, and more than a thread takes at a time.
+const COUNTS: [usize; 3] = [1, 19, 16_385 + 33];
+
+/// Four steps, the gradient clipped in the last one.
+fn adamw_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    for count in COUNTS {
+        let mut expected = [random(count, 20), vec![0.0; count], vec![0.0; count]];
+        let [mut param, mut first, mut second] =
+            expected.each_ref().map(|x| tensor::<B, 1>(x, [count], device).inner());
+        for time in 1..=4 {
+            let step = AdamWStep {
+                lr: 1e-2,
+                beta_1: 0.9,
+                beta_2: 0.95,
+                epsilon: 1e-8,
+                weight_decay: 0.1,
+                time,
+                grad_factor: if time == 4 { 0.5 } else { 1.0 },
+            };
+            let grad = random(count, 20 + time as u64);
+            reference::adamw(&mut expected, &grad, &step);
+            let grad = tensor::<B, 1>(&grad, [count], device).inner();
+            (param, [first, second]) = adamw_step(param, grad, [first, second], &step);
+        }
+        for (what, found, expected) in
+            [("parameter", &param, &expected[0]), ("mean", &first, &expected[1]), ("square", &second, &expected[2])]
+        {
+            assert_close(what, &host(found.clone()), expected);
+        }
+    }
+}
+
+fn sum_of_squares_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    for count in COUNTS {
+        let x = scaled(count, 25, 3.0);
+        let expected: f64 = x.iter().map(|x| x * x).sum();
+        assert_close("sum of squares", &host(sum_of_squares(tensor::<B, 1>(&x, [count], device))), &[expected]);
+    }
+}
+
 fn rotary_matches_the_rotation_of_every_pair<B: AutodiffMoeBackend>(device: &B::Device) {
-    for shape @ [batch, len, heads, width] in [[1, 1, 1, 2], [2, 3, 2, 6], [1, 70, 3, 8], [3, 5, 1, 34]] {
+    for shape @ [batch, len, heads, width] in [[1, 1, 1, 2], [2, 3, 2, 6], [1, 70, 3, 8], [3, 5, 1, 34], [1, 70, 4, 64]]
+    {
         let n = batch * len * heads * width;
         let (x, weight) = (random(n, 11), random(n, 12));
         let angles = scaled(len * width / 2, 13, 3.0);
@@ -255,11 +256,11 @@ fn causal_attention_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) 
 
         let weight = random(q.len(), 17);
         let grads = backward(output, &weight);
-        let by_q = numeric(&q, &weight, |q| reference::causal_attention(q, &k, &v, sizes, scale));
+        let by_q = numeric_gradient(&q, &weight, |q| reference::causal_attention(q, &k, &v, sizes, scale));
         assert_close("query", &gradient(&query, &grads), &by_q);
-        let by_k = numeric(&k, &weight, |k| reference::causal_attention(&q, k, &v, sizes, scale));
+        let by_k = numeric_gradient(&k, &weight, |k| reference::causal_attention(&q, k, &v, sizes, scale));
         assert_close("key", &gradient(&key, &grads), &by_k);
-        let by_v = numeric(&v, &weight, |v| reference::causal_attention(&q, &k, v, sizes, scale));
+        let by_v = numeric_gradient(&v, &weight, |v| reference::causal_attention(&q, &k, v, sizes, scale));
         assert_close("value", &gradient(&value, &grads), &by_v);
     }
 }
@@ -299,4 +300,19 @@ fn two_runs_give_the_same_bits<B: AutodiffMoeBackend>(device: &B::Device) {
         [gradient(&x, &grads), gradient(&gamma, &grads)]
     };
     assert_eq!(run(), run());
+}
+
+/// burn's autodiff frees, after every backward pass of any thread, what nobody holds a tensor of.
+#[cfg(feature = "flex")]
+#[test]
+fn a_backward_pass_of_another_thread_takes_no_gradient_of_attention_away() {
+    let (device, shape) = (Default::default(), [1, 400, 4, 8]);
+    let numbers = |seed| random(shape.iter().product(), seed);
+    let inputs = [1, 2, 3].map(|seed| tracked::<moe_tests::Flex, 4>(&numbers(seed), shape, &device));
+    moe_tests::beside_backward_passes(|| {
+        // Nobody but the op holds what it is given.
+        let [query, key, value] = inputs.clone().map(|input| input * 1.0);
+        let grads = causal_attention(query, key, value, 0.4).sum().backward();
+        assert!(inputs.iter().all(|input| input.grad(&grads).is_some()), "a gradient is missing");
+    });
 }

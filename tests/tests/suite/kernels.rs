@@ -6,13 +6,17 @@ use moe_kernels::{
     AutodiffMoeBackend, ExpertPlan, combine_rows, dispatch_rows, gelu, grouped_matmul, grouped_matmul_transposed,
     grouped_outer, swiglu, top_k,
 };
-use moe_tests::{CASES, Case, LARGE_CASES, assert_close, host, on_every_backend_and_unfused, random, tensor};
+use moe_tests::{
+    CASES, Case, LARGE_CASES, assert_close, host, numeric_gradient_by_rows, on_every_path, random, tensor,
+};
 
-on_every_backend_and_unfused!(
+on_every_path!(
     top_k_matches_repeated_argmax,
     top_k_breaks_ties_by_the_lower_index,
     top_k_survives_nan,
+    top_k_ranks_nan_below_minus_infinity,
     top_k_gradient_reaches_the_chosen_scores_only,
+    top_k_gradient_matches_the_loop,
     a_plan_is_a_stable_sort_with_its_inverse,
     dispatch_matches_the_loop,
     combine_matches_the_loop,
@@ -22,6 +26,7 @@ on_every_backend_and_unfused!(
     an_idle_expert_gets_a_zero_gradient,
     swiglu_matches_the_formula_and_finite_differences,
     gelu_matches_the_formula_and_its_exact_gradient,
+    gelu_of_several_blocks_matches_its_series,
     combining_dispatched_rows_with_mean_gates_is_the_identity,
     two_runs_give_the_same_bits,
 );
@@ -60,19 +65,48 @@ fn top_k_matches_repeated_argmax<B: AutodiffMoeBackend>(device: &B::Device) {
 }
 
 fn top_k_breaks_ties_by_the_lower_index<B: AutodiffMoeBackend>(device: &B::Device) {
-    let scores = Tensor::<B, 2>::from_data([[0.0, 2.0, 2.0, -0.0, 2.0], [1.0; 5]], device);
+    let scores = tensor::<B, 2>(&[0.0, 2.0, 2.0, -0.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0], [2, 5], device);
     assert_eq!(ints(top_k(scores, 4).1), [1, 2, 4, 0, 0, 1, 2, 3]);
 }
 
 fn top_k_survives_nan<B: AutodiffMoeBackend>(device: &B::Device) {
-    let scores = Tensor::<B, 2>::from_data([[f32::NAN, 1.0, 2.0], [f32::NAN; 3]], device);
+    const NAN: f64 = f64::NAN;
+    let scores = tensor::<B, 2>(&[NAN, 1.0, 2.0, NAN, NAN, NAN], [2, 3], device);
     assert_eq!(ints(top_k(scores, 2).1), [2, 1, 0, 1]);
 }
 
+/// Minus infinity is a number: a masked expert goes before one whose score is undefined.
+fn top_k_ranks_nan_below_minus_infinity<B: AutodiffMoeBackend>(device: &B::Device) {
+    let (nan, masked) = (f64::NAN, f64::NEG_INFINITY);
+    for (scores, k, expected) in [
+        (vec![nan, masked, 1.0, masked, nan, masked, -nan, masked, nan], 3, vec![2, 1, 0, 0, 2, 1, 1, 0, 2]),
+        (vec![nan, masked], 1, vec![1]),
+    ] {
+        let width = scores.len().isqrt().max(2);
+        assert_eq!(ints(top_k(tensor::<B, 2>(&scores, [scores.len() / width, width], device), k).1), expected);
+        assert_eq!(reference::top_k(&scores, width, k), expected);
+    }
+}
+
 fn top_k_gradient_reaches_the_chosen_scores_only<B: AutodiffMoeBackend>(device: &B::Device) {
-    let scores = Tensor::<B, 2>::from_data([[0.1, 0.4, 0.3], [0.9, 0.5, 0.7]], device).require_grad();
+    let scores = tensor::<B, 2>(&[0.1, 0.4, 0.3, 0.9, 0.5, 0.7], [2, 3], device).require_grad();
     let grads = backward(top_k(scores.clone(), 2).0, &[1.0, 2.0, 3.0, 4.0]);
     assert_eq!(gradient(&scores, &grads), [0.0, 1.0, 2.0, 3.0, 0.0, 4.0]);
+}
+
+fn top_k_gradient_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    for case in CASES.iter().chain(LARGE_CASES) {
+        let shape = [case.tokens, case.experts];
+        let (scores, weight) = (random(case.tokens * case.experts, 1), random(case.tokens * case.top_k, 2));
+        let input = tensor::<B, 2>(&scores, shape, device).require_grad();
+        let grads = backward(top_k(input.clone(), case.top_k).0, &weight);
+
+        let mut expected = vec![0.0; scores.len()];
+        for (slot, chosen) in reference::top_k(&scores, case.experts, case.top_k).into_iter().enumerate() {
+            expected[slot / case.top_k * case.experts + chosen] = weight[slot];
+        }
+        assert_eq!(gradient(&input, &grads), expected, "{}", case.name);
+    }
 }
 
 fn a_plan_is_a_stable_sort_with_its_inverse<B: AutodiffMoeBackend>(device: &B::Device) {
@@ -199,27 +233,19 @@ fn an_idle_expert_gets_a_zero_gradient<B: AutodiffMoeBackend>(device: &B::Device
     assert!(grads[..case.busy * 12].iter().any(|&g| g != 0.0));
 }
 
+/// A few rows, and more numbers than a thread takes at a time.
 fn swiglu_matches_the_formula_and_finite_differences<B: AutodiffMoeBackend>(device: &B::Device) {
-    const STEP: f64 = 1e-5; // central difference in f64: truncation near 1e-10, rounding near 1e-11
-    let (rows, f) = (5, 3);
-    let values: Vec<f64> = random(rows * 2 * f, 10).iter().map(|v| v * 6.0).collect();
-    let values: Vec<f64> = values.iter().map(|&v| f64::from(v as f32)).collect();
-    let weight = random(rows * f, 11);
+    for (rows, f) in [(5, 3), (130, 65)] {
+        let values: Vec<f64> = random(rows * 2 * f, 10).iter().map(|&v| f64::from(v as f32 * 6.0)).collect();
+        let weight = random(rows * f, 11);
 
-    let input = tensor::<B, 2>(&values, [rows, 2 * f], device).require_grad();
-    let output = swiglu(input.clone());
-    assert_close("swiglu", &host(output.clone()), &reference::swiglu(&values, f));
+        let input = tensor::<B, 2>(&values, [rows, 2 * f], device).require_grad();
+        let output = swiglu(input.clone());
+        assert_close("swiglu", &host(output.clone()), &reference::swiglu(&values, f));
 
-    let loss = |values: &[f64]| -> f64 { reference::swiglu(values, f).iter().zip(&weight).map(|(y, w)| y * w).sum() };
-    let numeric: Vec<f64> = (0..values.len())
-        .map(|i| {
-            let (mut above, mut below) = (values.clone(), values.clone());
-            above[i] += STEP;
-            below[i] -= STEP;
-            (loss(&above) - loss(&below)) / (2.0 * STEP)
-        })
-        .collect();
-    assert_close("swiglu gradient", &gradient(&input, &backward(output, &weight)), &numeric);
+        let numeric = numeric_gradient_by_rows(&values, &weight, rows, |_, row| reference::swiglu(row, f));
+        assert_close("swiglu gradient", &gradient(&input, &backward(output, &weight)), &numeric);
+    }
 }
 
 /// Reference values from the error function in f64, to 12 digits.
@@ -234,11 +260,25 @@ fn gelu_matches_the_formula_and_its_exact_gradient<B: AutodiffMoeBackend>(device
     assert_close("gelu gradient", &gradient(&input, &backward(output, &[1.0; 5])), &SLOPES);
 }
 
+/// More numbers than a thread takes at a time.
+fn gelu_of_several_blocks_matches_its_series<B: AutodiffMoeBackend>(device: &B::Device) {
+    let shape @ [rows, width] = [130, 130];
+    let values: Vec<f64> = random(rows * width, 13).iter().map(|&v| f64::from(v as f32 * 5.0)).collect();
+    let weight = random(rows * width, 14);
+    let input = tensor::<B, 2>(&values, shape, device).require_grad();
+    let output = gelu(input.clone());
+    assert_close("gelu", &host(output.clone()), &reference::gelu(&values));
+
+    let numeric = numeric_gradient_by_rows(&values, &weight, values.len(), |_, x| reference::gelu(x));
+    assert_close("gelu gradient", &gradient(&input, &backward(output, &weight)), &numeric);
+}
+
 fn combining_dispatched_rows_with_mean_gates_is_the_identity<B: AutodiffMoeBackend>(device: &B::Device) {
     for case in CASES.iter().chain(LARGE_CASES) {
         let (tokens, plan) = (random(case.tokens * case.d_model, 12), plan::<B>(case, device));
         let rows = dispatch_rows(tensor(&tokens, [case.tokens, case.d_model], device), &plan);
-        let gates = Tensor::full([case.tokens, case.top_k], 1.0 / case.top_k as f64, device);
+        let gates = vec![1.0 / case.top_k as f64; plan.num_rows()];
+        let gates = tensor(&gates, [case.tokens, case.top_k], device);
         assert_close(case.name, &host(combine_rows(rows, gates, &plan)), &tokens);
     }
 }

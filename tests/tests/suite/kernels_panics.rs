@@ -1,10 +1,10 @@
 //! A caller's shape mistake panics with what was expected.
 
 use burn::backend::Flex;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use moe_kernels::{
     Activation, ExpertPlan, FfnWeights, combine_rows, dispatch_rows, expert_ffn, grouped_matmul,
-    grouped_matmul_transposed, grouped_outer, swiglu, top_k,
+    grouped_matmul_transposed, grouped_outer, rotary, swiglu, top_k,
 };
 
 fn plan() -> ExpertPlan<Flex> {
@@ -19,6 +19,26 @@ fn ones<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
 #[should_panic(expected = "expert index 3 is not below num_experts = 3")]
 fn an_expert_out_of_range_panics() {
     ExpertPlan::<Flex>::new(Tensor::from_data([[0, 3]], &Default::default()), 3);
+}
+
+#[test]
+#[should_panic(expected = "experts [T, K] must have K of at least 1, got [2, 0]")]
+fn a_plan_without_choices_panics() {
+    ExpertPlan::<Flex>::new(Tensor::zeros([2, 0], &Default::default()), 3);
+}
+
+#[test]
+#[should_panic(expected = "num_experts must be at least 1")]
+fn a_plan_without_experts_panics() {
+    ExpertPlan::<Flex>::new(Tensor::zeros([0, 2], &Default::default()), 0);
+}
+
+/// One number, seen `2^31` times.
+#[test]
+#[should_panic(expected = "T * K = 2147483648 slots are more than the 2147483647 that an index holds")]
+fn a_plan_of_more_slots_than_an_index_holds_panics() {
+    let experts = Tensor::<Flex, 2, Int>::zeros([1, 1], &Default::default());
+    ExpertPlan::new(experts.expand([1 << 30, 2]), 3);
 }
 
 #[test]
@@ -128,4 +148,106 @@ fn a_matrix_of_another_width_panics() {
 #[should_panic(expected = "linear: x and weight must be of one dtype")]
 fn a_matrix_of_another_dtype_panics() {
     moe_kernels::linear(ones([2, 5]), ones([5, 4]).cast(burn::tensor::DType::BF16));
+}
+
+fn half<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
+    ones(shape).cast(DType::BF16)
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul: rows and weight must have one dtype, got [F32, BF16]")]
+fn a_weight_of_another_dtype_panics() {
+    grouped_matmul(ones([4, 5]), half([3, 5, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul_transposed: rows and weight must have one dtype, got [BF16, F32]")]
+fn a_transposed_weight_of_another_dtype_panics() {
+    grouped_matmul_transposed(half([4, 6]), ones([3, 5, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_outer: lhs and rhs must have one dtype, got [F32, BF16]")]
+fn an_outer_product_of_two_dtypes_panics() {
+    grouped_outer(ones([4, 5]), half([4, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "combine_rows: rows and gates must have one dtype, got [BF16, F32]")]
+fn combining_with_gates_of_another_dtype_panics() {
+    combine_rows(half([4, 4]), ones([2, 2]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: tokens and gates must have one dtype, got [F32, BF16]")]
+fn a_feed_forward_with_gates_of_another_dtype_panics() {
+    expert_ffn(ones([2, 4]), half([2, 2]), weights(), &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: tokens and w_out must have one dtype, got [F32, BF16]")]
+fn a_feed_forward_with_a_matrix_of_another_dtype_panics() {
+    expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { w_out: half([3, 5, 4]), ..weights() }, &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: tokens and b_out must have one dtype, got [F32, BF16]")]
+fn a_bias_of_another_dtype_panics() {
+    expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { b_out: Some(half([3, 4])), ..weights() }, &plan());
+}
+
+#[test]
+#[should_panic(expected = "dispatch_rows: tokens [T, D] must have a width")]
+fn dispatching_rows_without_width_panics() {
+    dispatch_rows(ones([2, 0]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "combine_rows: rows [R, D] must have a width")]
+fn combining_rows_without_width_panics() {
+    combine_rows(ones([4, 0]), ones([2, 2]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul: weight [E, I, O] must have I and O of at least 1, got [3, 5, 0]")]
+fn a_weight_without_columns_panics() {
+    grouped_matmul(ones([4, 5]), ones([3, 5, 0]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul_transposed: weight [E, I, O] must have I and O of at least 1, got [3, 0, 5]")]
+fn a_transposed_weight_without_rows_panics() {
+    grouped_matmul_transposed(ones([4, 5]), ones([3, 0, 5]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_outer: lhs [R, I] and rhs [R, O] must have a width, got 5 and 0")]
+fn an_outer_product_without_columns_panics() {
+    grouped_outer(ones([4, 5]), ones([4, 0]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "swiglu: the input [R, 2F] must have a width")]
+fn swiglu_without_columns_panics() {
+    swiglu(ones([2, 0]));
+}
+
+#[test]
+#[should_panic(expected = "rotary: heads must have a width")]
+fn heads_without_width_panic() {
+    rotary(ones([1, 2, 1, 0]), ones([2, 0]), ones([2, 0]));
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: D and F must be at least 1, got 0 and 5")]
+fn a_feed_forward_of_tokens_without_width_panics() {
+    let weights = FfnWeights { w_in: ones([3, 0, 10]), w_out: ones([3, 5, 0]), ..weights() };
+    expert_ffn(ones([2, 0]), ones([2, 2]), weights, &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: D and F must be at least 1, got 4 and 0")]
+fn a_feed_forward_of_experts_without_width_panics() {
+    let weights = FfnWeights { w_in: ones([3, 4, 0]), w_out: ones([3, 0, 4]), ..weights() };
+    expert_ffn(ones([2, 4]), ones([2, 2]), weights, &plan());
 }

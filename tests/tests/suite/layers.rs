@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::activation::softmax;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use moe_layers::{
     Activation, AutodiffMoeBackend, BalanceConvention, Experts, ExpertsConfig, Moe, MoeConfig, Routing, RoutingStats,
     dispatch, load_balance_loss, load_balance_loss_pooled, router_z_loss,
@@ -57,21 +57,29 @@ const VARIANTS: [(Activation, bool); 4] =
 
 /// Every activation on the first two cases, one on the others: a software GPU compiles kernels for each anew.
 fn grouped_dispatch_matches_the_dense_oracle<B: AutodiffMoeBackend>(device: &B::Device) {
-    for (i, case) in CASES.iter().enumerate().filter(|(_, case)| case.tokens > 0) {
+    for (i, case) in CASES.iter().enumerate() {
         for &(activation, bias) in &VARIANTS[..if i < 2 { VARIANTS.len() } else { 1 }] {
-            let run = |grouped: bool| values_and_gradients::<B>(case, activation, bias, grouped, device);
-            for ((name, actual), (_, expected)) in run(true).iter().zip(&run(false)) {
+            let run = |path| values_and_gradients::<B>(case, activation, bias, path, DType::F32, device);
+            let actual = run(dispatch::grouped);
+            // burn's own ops do not take an empty batch.
+            let zeros = || actual.iter().map(|(name, values)| (*name, vec![0.0; values.len()])).collect();
+            let expected = if case.tokens == 0 { zeros() } else { run(dispatch::dense) };
+            for ((name, actual), (_, expected)) in actual.iter().zip(&expected) {
                 assert_close(&format!("{}, {activation:?}, {name}", case.name), actual, expected);
             }
         }
     }
 }
 
-fn values_and_gradients<B: AutodiffMoeBackend>(
+type Path<B> = fn(Tensor<B, 2>, &Experts<B>, &Routing<B>) -> Tensor<B, 2>;
+
+/// Of the experts in `dtype` on tokens, gates and parameters in f32: the output, and the gradient of every input.
+pub(crate) fn values_and_gradients<B: AutodiffMoeBackend>(
     case: &Case,
     activation: Activation,
     bias: bool,
-    grouped: bool,
+    forward: Path<B>,
+    dtype: DType,
     device: &B::Device,
 ) -> Vec<(&'static str, Vec<f64>)> {
     let (t, k, d) = (case.tokens, case.top_k, case.d_model);
@@ -80,8 +88,9 @@ fn values_and_gradients<B: AutodiffMoeBackend>(
     let gates = tensor::<B, 2>(&random(t * k, 8), [t, k], device).require_grad();
     let routing = routing(case, gates.clone());
 
-    let forward = if grouped { dispatch::grouped } else { dispatch::dense };
-    let output = forward(tokens.clone(), &experts, &routing);
+    let output = forward(tokens.clone().cast(dtype), &experts, &routing);
+    assert_eq!(output.dtype(), dtype);
+    let output = output.cast(DType::F32);
     let grads = (output.clone() * tensor(&random(t * d, 9), [t, d], device)).sum().backward();
 
     let mut all = vec![
@@ -193,7 +202,7 @@ fn all_experts_chosen_equals_the_softmax_mixture<B: AutodiffMoeBackend>(device: 
 
 fn an_idle_expert_gets_no_gradient<B: AutodiffMoeBackend>(device: &B::Device) {
     let case = CASES.iter().find(|c| c.name == "idle experts").expect("in the catalogue");
-    let all = values_and_gradients::<B>(case, Activation::Gelu, true, true, device);
+    let all = values_and_gradients::<B>(case, Activation::Gelu, true, dispatch::grouped, DType::F32, device);
     for (name, gradient) in all.iter().filter(|(name, _)| name.starts_with(['w', 'b'])) {
         let stride = gradient.len() / case.experts;
         assert!(gradient[case.busy * stride..].iter().all(|&g| g == 0.0), "{name}");

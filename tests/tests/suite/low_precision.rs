@@ -1,38 +1,68 @@
-//! bf16 and f16 on flex: an error at most twice that of every expert in burn's own ops, in the same precision.
+//! bf16 and f16, where a backend has them: sums in f32, and on flex an error at most twice that of every expert in burn's
+//! own ops in the same precision.
 
-use burn::tensor::{DType, Distribution, Tensor};
-use moe_layers::{MoeConfig, dispatch};
-use moe_tests::{Flex, host};
+use burn::tensor::{DType, Int, Tensor};
+use moe_kernels::{AutodiffMoeBackend, ExpertPlan, grouped_matmul, grouped_matmul_transposed, grouped_outer};
+use moe_tests::{host, on_every_backend_and_unfused};
 
-/// Errors compared with `dispatch::dense`, both against f32.
-const FACTOR: f64 = 2.0;
+on_every_backend_and_unfused!(grouped_products_sum_in_f32);
 
-fn error(found: &[f64], exact: &[f64]) -> f64 {
-    let squares = found.iter().zip(exact).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
-    (squares / exact.iter().map(|y| y * y).sum::<f64>()).sqrt()
+/// As many ones as both types can count, and far more than either could count up to one by one: 256 in bf16, 2048 in f16.
+const ONES: usize = 4096;
+
+fn grouped_products_sum_in_f32<B: AutodiffMoeBackend>(device: &B::Device) {
+    for dtype in [DType::BF16, DType::F16].into_iter().filter(|&dtype| B::supports_dtype(device, dtype)) {
+        let matrix = |shape: [usize; 2]| Tensor::<B, 2>::ones(shape, (device, dtype));
+        let stack = |shape: [usize; 3]| Tensor::<B, 3>::ones(shape, (device, dtype));
+        let plan = |tokens: usize| ExpertPlan::new(Tensor::<B, 2, Int>::zeros([tokens, 1], device), 2);
+
+        let product = grouped_matmul(matrix([3, ONES]), stack([2, ONES, 5]), &plan(3));
+        assert_eq!(product.dtype(), dtype);
+        assert_eq!(host(product), [ONES as f64; 15], "{dtype:?}");
+        let transposed = grouped_matmul_transposed(matrix([3, ONES]), stack([2, 5, ONES]), &plan(3));
+        assert_eq!(host(transposed), [ONES as f64; 15], "{dtype:?}");
+        let outer = host(grouped_outer(matrix([ONES, 3]), matrix([ONES, 5]), &plan(ONES)));
+        assert_eq!(outer, [[ONES as f64; 15], [0.0; 15]].concat(), "{dtype:?}");
+    }
 }
 
-#[test]
-fn low_precision_loses_no_more_than_twice_what_plain_ops_lose() {
-    let device = Default::default();
-    let moe = MoeConfig::new(64, 48, 8, 2).init::<Flex>(&device);
-    let tokens = Tensor::<Flex, 2>::random([96, 64], Distribution::Normal(0.0, 1.0), &device);
-    let routing = moe.router.forward(tokens.clone());
-    let run = |dtype: DType, path: fn(_, &_, &_) -> Tensor<Flex, 2>| {
-        let input = tokens.clone().require_grad();
-        let output = path(input.clone().cast(dtype), &moe.experts, &routing);
-        assert_eq!(output.dtype(), dtype);
-        let grads = output.clone().cast(DType::F32).powi_scalar(2).sum().backward();
-        let w_in = moe.experts.w_in.val().grad(&grads).expect("tracked");
-        [host(output.cast(DType::F32)), host(input.grad(&grads).expect("tracked")), host(w_in)]
-    };
-    let exact = run(DType::F32, dispatch::dense);
-    for dtype in [DType::BF16, DType::F16] {
-        let (ours, plain) = (run(dtype, dispatch::grouped), run(dtype, dispatch::dense));
-        for (what, i) in [("output", 0), ("gradient of the tokens", 1), ("gradient of w_in", 2)] {
-            let (ours, plain) = (error(&ours[i], &exact[i]), error(&plain[i], &exact[i]));
-            assert!(plain > 1e-5, "{dtype:?}: nothing was rounded");
-            assert!(ours <= FACTOR * plain, "{dtype:?}, {what}: error {ours:e}, plain {plain:e}");
+#[cfg(feature = "flex")]
+mod beside_plain_ops {
+    use burn::tensor::backend::Backend;
+    use moe_layers::{Activation, dispatch};
+    use moe_tests::{CASES, Flex};
+
+    use super::*;
+    use crate::layers::values_and_gradients;
+
+    /// Errors compared with `dispatch::dense`, both against f32.
+    const FACTOR: f64 = 2.0;
+
+    fn error(found: &[f64], exact: &[f64]) -> f64 {
+        let squares = found.iter().zip(exact).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
+        (squares / exact.iter().map(|y| y * y).sum::<f64>()).sqrt()
+    }
+
+    /// Output and the gradients of tokens, gates, weights and biases.
+    #[test]
+    fn low_precision_loses_no_more_than_twice_what_plain_ops_lose() {
+        let (device, case) = (Default::default(), CASES.iter().find(|case| case.name == "bench A, small"));
+        let case = case.expect("in the catalogue");
+        assert!([DType::BF16, DType::F16].iter().all(|&dtype| Flex::supports_dtype(&device, dtype)));
+        for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu] {
+            for bias in [false, true] {
+                let run = |dtype, path| values_and_gradients::<Flex>(case, activation, bias, path, dtype, &device);
+                let exact = run(DType::F32, dispatch::dense);
+                for dtype in [DType::BF16, DType::F16] {
+                    let (ours, plain) = (run(dtype, dispatch::grouped), run(dtype, dispatch::dense));
+                    for (((name, exact), (_, ours)), (_, plain)) in exact.iter().zip(&ours).zip(&plain) {
+                        let (ours, plain) = (error(ours, exact), error(plain, exact));
+                        let what = format!("{dtype:?}, {activation:?}, bias {bias}, {name}");
+                        assert!(plain > 1e-5, "{what}: nothing was rounded");
+                        assert!(ours <= FACTOR * plain, "{what}: error {ours:e}, plain {plain:e}");
+                    }
+                }
+            }
         }
     }
 }

@@ -5,9 +5,10 @@ mod fused;
 mod kernels;
 mod layers;
 mod linear;
+mod low_precision;
 mod model;
 
 #[cfg(feature = "flex")]
 mod kernels_panics;
-#[cfg(feature = "flex")]
-mod low_precision;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod threads;

@@ -1,4 +1,6 @@
 //! Every CubeCL runtime: the kernels of [`cube`](crate::cube).
+//!
+//! Top-K of f64 scores is the one op that reads on the host, since its kernel ranks f32.
 
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Tensor, TensorMetadata};

@@ -10,12 +10,13 @@ const ROUND: f32 = 12_582_912.0;
 /// Where `exp` still is a normal number.
 const RANGE: (f32, f32) = (-87.0, 88.0);
 
-/// `e^x` with a relative error of at most 2e-7; clamped to the range of normal numbers. A NaN stays one.
+/// `e^x` with a relative error of at most 2e-7 where that is a normal number; 0 below, `e^88` above. A NaN stays one.
 ///
 /// `e^x = 2^n e^r` with `n` the integer nearest to `x / ln 2`; `e^r` for `|r| <= ln 2 / 2` by its Taylor polynomial
 /// of degree 7, whose remainder is below 6e-9.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
+    let below = x < RANGE.0;
     let x = x.clamp(RANGE.0, RANGE.1);
     let shifted = x * LOG2_E + ROUND;
     let n = shifted - ROUND;
@@ -26,7 +27,9 @@ pub(super) fn exp(x: f32) -> f32 {
         p = p * r + coefficient;
     }
     let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
-    p * f32::from_bits(exponent << 23)
+    // Both values are there, so that this is a choice between numbers and not a branch.
+    let power = p * f32::from_bits(exponent << 23);
+    if below { 0.0 } else { power }
 }
 
 /// `1 / (1 + e^-x)`.
@@ -81,8 +84,9 @@ mod tests {
     }
 
     #[test]
-    fn saturates_beyond_its_range_and_keeps_nan() {
-        assert_eq!(exp(-1e9), exp(-87.0));
+    fn vanishes_below_its_range_saturates_above_and_keeps_nan() {
+        assert!([f32::NEG_INFINITY, -1e9, -87.01].iter().all(|&x| exp(x) == 0.0));
+        assert!(exp(-87.0) > f32::MIN_POSITIVE);
         assert_eq!(exp(f32::INFINITY), exp(88.0));
         assert!(exp(f32::NAN).is_nan());
         assert_eq!(sigmoid(1e9), 1.0);

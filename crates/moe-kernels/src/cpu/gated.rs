@@ -41,6 +41,12 @@ pub(super) fn gated_backward(
     }
 }
 
+/// `max(z, 0)`, but a NaN stays one; so it does as a slope, which is that of no number.
+#[inline(always)]
+fn relu(z: f32) -> f32 {
+    if z < 0.0 { 0.0 } else { z }
+}
+
 struct Rows<'a> {
     z: &'a [f32],
     gates: &'a [f32],
@@ -54,7 +60,7 @@ fn gelu_values(rows: &Rows<'_>, hidden: &mut [f32]) {
 
 #[multiversion(targets = "simd")]
 fn relu_values(rows: &Rows<'_>, hidden: &mut [f32]) {
-    values(rows, hidden, |z| z.max(0.0));
+    values(rows, hidden, relu);
 }
 
 #[inline(always)]
@@ -88,7 +94,7 @@ fn gelu_backward(grad_hidden: &[f32], gates: &[f32], rows: &mut BackwardRows<'_>
 
 #[multiversion(targets = "simd")]
 fn relu_backward(grad_hidden: &[f32], gates: &[f32], rows: &mut BackwardRows<'_>, f: usize) {
-    backward(grad_hidden, gates, rows, f, |z| (z.max(0.0), if z > 0.0 { 1.0 } else { 0.0 }));
+    backward(grad_hidden, gates, rows, f, |z| (relu(z), if z > 0.0 { 1.0 } else { relu(z) }));
 }
 
 /// `curve` gives value and slope of the activation.

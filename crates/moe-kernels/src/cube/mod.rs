@@ -1,7 +1,8 @@
 //! CubeCL kernels and their launches, for every CubeCL runtime.
 //!
 //! Functions on [`CubeTensor`](burn_cubecl::tensor::CubeTensor), one per op of [`MoeBackend`](crate::MoeBackend);
-//! none of them reads a tensor on the host, so a layer never waits for the device. Sums are taken in f32 (f64 for f64)
+//! none of them reads a tensor on the host, so a layer never waits for the device (one exception: top-K of f64 scores,
+//! for which `MoeBackend` takes the portable body, since the kernel ranks f32). Sums are taken in f32 (f64 for f64)
 //! in an order that the sizes decide, without atomics: two runs give the same bits.
 //!
 //! | module | how |

@@ -12,6 +12,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, cubecl};
 
 use super::launch::{UNITS, address_type, cube_count, dims2, empty, flat, storage};
+use crate::host_plan::check_slots;
 
 /// The tensors of an [`ExpertPlan`](crate::ExpertPlan).
 #[derive(Debug, Clone)]
@@ -28,11 +29,15 @@ pub struct PlanTensors<R: CubeRuntime> {
 
 /// Sorts the slots of `experts` `[T, K]` by expert, within an expert by slot; the tensors are of type `indices`.
 ///
-/// An index that is not below `num_experts` counts as the last expert, since a kernel cannot panic. `T * K` and
-/// `E` times the number of blocks must stay below `2^31`.
+/// An index that is not below `num_experts` counts as the last expert, since a kernel cannot panic.
+///
+/// # Panics
+///
+/// Panics when `T * K`, or `E` times the number of blocks, is not below `2^31`.
 pub fn plan<R: CubeRuntime>(experts: CubeTensor<R>, num_experts: usize, indices: DType) -> PlanTensors<R> {
     let [num_tokens, top_k] = dims2(&experts);
     let slots = num_tokens * top_k;
+    check_slots(slots);
     if slots == 0 {
         let [slot_of_row, row_of_slot, token_of_row] = [(); 3].map(|()| empty(&experts, [0], indices));
         let offsets = zeros_client(experts.client, experts.device, Shape::new([num_experts + 1]), indices);
@@ -40,6 +45,7 @@ pub fn plan<R: CubeRuntime>(experts: CubeTensor<R>, num_experts: usize, indices:
     }
     let experts = flat(experts);
     let blocks = slots.div_ceil(UNITS);
+    assert!(num_experts * (blocks + 1) < 1 << 31, "E = {num_experts} experts times {blocks} blocks are 2^31 or more");
 
     let counts = count_blocks(&experts, num_experts, blocks);
     let before = scan(&counts, [num_experts, blocks], Step { row: blocks, item: 1, first: 0 }, DType::U32);

@@ -14,10 +14,11 @@ use crate::MoeBackend;
 ///
 /// # Panics
 ///
-/// Panics when the number of columns is odd.
+/// Panics when the number of columns is odd or 0.
 pub fn swiglu<B: MoeBackend>(input: Tensor<B, 2>) -> Tensor<B, 2> {
     let [_, width] = input.dims();
     assert!(width.is_multiple_of(2), "swiglu: the input [R, 2F] has an odd width, {width}");
+    assert!(width > 0, "swiglu: the input [R, 2F] must have a width");
     tensor(B::moe_swiglu(primitive(input)))
 }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{primitive, tensor};
+use super::{check_dtypes, primitive, tensor};
 use crate::{ExpertPlan, FfnWeights, MoeBackend};
 
 /// Sends every token through its experts and sums their outputs, weighted by the gates:
@@ -27,7 +27,7 @@ use crate::{ExpertPlan, FfnWeights, MoeBackend};
 ///
 /// # Panics
 ///
-/// Panics when the shapes do not fit each other or the plan.
+/// Panics when the shapes do not fit each other or the plan, `D` or `F` is 0, or the dtypes differ.
 pub fn expert_ffn<B: MoeBackend>(
     tokens: Tensor<B, 2>,
     gates: Tensor<B, 2>,
@@ -40,11 +40,13 @@ pub fn expert_ffn<B: MoeBackend>(
     assert_eq!(weights.num_experts(), plan.num_experts(), "expert_ffn: w_in [E, D, C] and the plan disagree on E");
     assert_eq!(width, weights.d_model(), "expert_ffn: tokens [T, D] and w_in [E, D, C] disagree on D");
     check_weights(&weights);
+    check_types(&tokens, &gates, &weights);
     tensor(B::moe_expert_ffn(primitive(tokens), primitive(gates), weights, plan))
 }
 
 fn check_weights<B: MoeBackend>(weights: &FfnWeights<B>) {
     let (e, d, f, c) = (weights.num_experts(), weights.d_model(), weights.d_hidden(), weights.columns());
+    assert!(d > 0 && f > 0, "expert_ffn: D and F must be at least 1, got {d} and {f}");
     assert_eq!(c, weights.activation.columns(f), "expert_ffn: w_in [E, D, C] and w_out [E, F, D] disagree on F");
     assert_eq!(weights.w_out.dims(), [e, f, d], "expert_ffn: w_out must be [E, F, D]");
     if let Some(bias) = &weights.b_in {
@@ -53,4 +55,13 @@ fn check_weights<B: MoeBackend>(weights: &FfnWeights<B>) {
     if let Some(bias) = &weights.b_out {
         assert_eq!(bias.dims(), [e, d], "expert_ffn: b_out must be [E, D]");
     }
+}
+
+fn check_types<B: MoeBackend>(tokens: &Tensor<B, 2>, gates: &Tensor<B, 2>, weights: &FfnWeights<B>) {
+    let check = |name: &str, dtype| check_dtypes(&format!("expert_ffn: tokens and {name}"), [tokens.dtype(), dtype]);
+    check("gates", gates.dtype());
+    check("w_in", weights.w_in.dtype());
+    check("w_out", weights.w_out.dtype());
+    weights.b_in.iter().for_each(|bias| check("b_in", bias.dtype()));
+    weights.b_out.iter().for_each(|bias| check("b_out", bias.dtype()));
 }

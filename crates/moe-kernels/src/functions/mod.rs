@@ -26,7 +26,7 @@ pub use softmax::{cross_entropy_rows, log_sum_exp_rows, softmax_rows};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorPrimitive};
+use burn::tensor::{DType, Tensor, TensorPrimitive};
 
 fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
     tensor.into_primitive().tensor()
@@ -34,4 +34,9 @@ fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B>
 
 fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+/// A kernel reads all its operands as one type, and would take the bits of another one for numbers.
+fn check_dtypes(what: &str, dtypes: [DType; 2]) {
+    assert!(dtypes[0] == dtypes[1], "{what} must have one dtype, got {dtypes:?}");
 }

@@ -19,10 +19,11 @@ use crate::MoeBackend;
 ///
 /// # Panics
 ///
-/// Panics when `A` is odd or a table has another shape.
+/// Panics when `A` is odd or 0, or a table has another shape.
 pub fn rotary<B: MoeBackend>(x: Tensor<B, 4>, cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Tensor<B, 4> {
     let [_, len, _, width] = x.dims();
     assert!(width.is_multiple_of(2), "rotary: heads have an odd width, {width}");
+    assert!(width > 0, "rotary: heads must have a width");
     for table in [&cos, &sin] {
         assert_eq!(table.dims(), [len, width / 2], "rotary: a table must be [S, A / 2]");
     }

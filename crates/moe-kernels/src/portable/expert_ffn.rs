@@ -14,6 +14,11 @@ pub(crate) fn expert_ffn<B: MoeBackend>(
     weights: FfnWeights<B>,
     plan: &ExpertPlan<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
+    if plan.num_rows() == 0 {
+        let tensor = wrap::<B, 2>(tokens.clone());
+        let z = Tensor::zeros([0, weights.columns()], (&tensor.device(), tensor.dtype()));
+        return (tokens, unwrap::<B, 2>(z));
+    }
     let activation = weights.activation;
     let rows = B::moe_dispatch(tokens, plan);
     let z = linear::<B>(rows, weights.w_in, weights.b_in, plan);
@@ -70,6 +75,9 @@ pub(crate) fn expert_ffn_backward<B: MoeBackend>(
     grad: FloatTensor<B>,
     needs: FfnNeeds,
 ) -> FfnGrads<B> {
+    if saved.plan.num_rows() == 0 {
+        return zeros(saved, needs);
+    }
     let FfnSaved { tokens, gates, weights, pre_activation: z, plan } = saved;
     let activation = weights.activation;
     let grad_rows = B::moe_dispatch(grad, &plan);
@@ -95,6 +103,22 @@ pub(crate) fn expert_ffn_backward<B: MoeBackend>(
             let grad_tokens = B::moe_grouped_matmul_transposed(grad_z, unwrap(weights.w_in), &plan);
             B::moe_dispatch_backward(grad_tokens, &plan)
         }),
+    }
+}
+
+/// The gradients when there are no tokens: no op of burn is sure to accept an empty tensor.
+fn zeros<B: MoeBackend>(saved: FfnSaved<B>, needs: FfnNeeds) -> FfnGrads<B> {
+    fn like<B: MoeBackend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
+        unwrap(Tensor::<B, D>::zeros(tensor.dims(), (&tensor.device(), tensor.dtype())))
+    }
+    let FfnSaved { tokens, gates, weights, .. } = saved;
+    FfnGrads {
+        tokens: needs.tokens.then(|| like::<B, 2>(wrap(tokens))),
+        gates: needs.gates.then(|| like::<B, 2>(wrap(gates))),
+        w_in: needs.w_in.then(|| like(weights.w_in)),
+        w_out: needs.w_out.then(|| like(weights.w_out)),
+        b_in: weights.b_in.filter(|_| needs.b_in).map(like),
+        b_out: weights.b_out.filter(|_| needs.b_out).map(like),
     }
 }
 

@@ -22,15 +22,16 @@ pub(crate) fn top_k_indices<B: Backend>(scores: FloatTensor<B>, k: usize) -> Int
     int_tensor::<B, 2>(chosen, [num_tokens, k], &device).into_primitive()
 }
 
-/// Appends the indices of the `k` largest values of `row`, best first, by insertion into a list of at most `k`.
+/// Appends the indices of the `k` largest values of `row`, best first, by insertion into a list of at most `k`. A NaN is
+/// below every number.
 fn push_best(row: &[f64], k: usize, chosen: &mut Vec<i32>) {
-    let rank = |i: i32| {
-        let value = row[i as usize];
-        if value.is_nan() { f64::NEG_INFINITY } else { value }
+    let above = |a: i32, b: i32| {
+        let (a, b) = (row[a as usize], row[b as usize]);
+        a > b || (b.is_nan() && !a.is_nan())
     };
     let start = chosen.len();
     for candidate in 0..row.len() as i32 {
-        let beaten = chosen[start..].iter().position(|&i| rank(candidate) > rank(i));
+        let beaten = chosen[start..].iter().position(|&i| above(candidate, i));
         let place = beaten.map_or(chosen.len(), |p| start + p);
         if place - start < k {
             chosen.insert(place, candidate);
@@ -48,6 +49,9 @@ pub(crate) fn top_k_backward<B: Backend>(
     let (grad, indices) = (wrap::<B, 2>(grad), Tensor::<B, 2, Int>::from_primitive(indices));
     let [num_tokens, top_k] = grad.dims();
     let shape = [num_tokens, num_experts];
+    if num_tokens == 0 {
+        return unwrap(Tensor::<B, 2>::zeros(shape, (&grad.device(), grad.dtype())));
+    }
     let columns = Tensor::<B, 1, Int>::arange(0..num_experts as i64, &grad.device()).unsqueeze::<2>().expand(shape);
     let of_slot = |k: usize| {
         let elsewhere = indices.clone().narrow(1, k, 1).expand(shape).not_equal(columns.clone());

@@ -1,5 +1,7 @@
 //! Loops for the ops around the experts.
 
+use crate::AdamWStep;
+
 /// Rows of `x` `[T, D]` to mean square 1, or with `beta` to mean 0 and variance 1; then gain and shift.
 pub fn norm(x: &[f64], gamma: &[f64], beta: Option<&[f64]>, epsilon: f64) -> Vec<f64> {
     let width = gamma.len() as f64;
@@ -54,4 +56,17 @@ pub fn causal_attention(query: &[f64], key: &[f64], value: &[f64], sizes: [usize
         out.extend((0..width).map(|a| (0..seen).map(|j| weights[j] * value[at(j, a)]).sum::<f64>()));
     }
     out
+}
+
+/// One step of AdamW on parameter, first and second moment.
+pub fn adamw([param, first, second]: &mut [Vec<f64>; 3], grad: &[f64], step: &AdamWStep) {
+    let [beta_1, beta_2, epsilon] = [step.beta_1, step.beta_2, step.epsilon].map(f64::from);
+    let [correction_1, correction_2] = step.corrections().map(f64::from);
+    for (i, grad) in grad.iter().enumerate() {
+        let grad = step.grad_factor * grad;
+        first[i] = beta_1 * first[i] + (1.0 - beta_1) * grad;
+        second[i] = beta_2 * second[i] + (1.0 - beta_2) * grad * grad;
+        let delta = first[i] / correction_1 / ((second[i] / correction_2).sqrt() + epsilon);
+        param[i] = step.decay() * param[i] - step.lr * delta;
+    }
 }

@@ -21,9 +21,6 @@ use crate::{Experts, Routing};
 ///
 /// Panics when tokens, experts and routing disagree on `T`, `D` or `E`.
 pub fn grouped<B: MoeBackend>(tokens: Tensor<B, 2>, experts: &Experts<B>, routing: &Routing<B>) -> Tensor<B, 2> {
-    if routing.num_tokens() == 0 {
-        return tokens;
-    }
     let dtype = tokens.dtype();
     expert_ffn(tokens, routing.gates.clone().cast(dtype), experts.weights(dtype), &routing.plan)
 }

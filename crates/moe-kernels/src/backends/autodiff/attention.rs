@@ -64,22 +64,23 @@ pub(super) fn causal_attention<B: MoeBackend, C: CheckpointStrategy>(
     match prep.compute_bound().stateful() {
         OpsKind::Tracked(mut prep) => {
             let nodes = inputs.each_ref().map(|input| prep.checkpoint(input));
-            let [output, lse] = forward::<B, C>(inputs, scale);
+            let [output, lse] = forward::<B, C>(&inputs, scale);
             let outputs = [output.clone(), lse.clone()];
             [prep.finish((nodes, outputs, scale), output), constant::<B, C>(lse)]
         }
         OpsKind::UnTracked(prep) => {
-            let [output, lse] = forward::<B, C>(inputs, scale);
+            let [output, lse] = forward::<B, C>(&inputs, scale);
             [prep.finish(output), constant::<B, C>(lse)]
         }
     }
 }
 
+/// Borrows, for the tensors live until the op is recorded: a backward pass of another thread frees what nobody holds.
 fn forward<B: MoeBackend, C: CheckpointStrategy>(
-    inputs: [FloatTensor<Autodiff<B, C>>; 3],
+    inputs: &[FloatTensor<Autodiff<B, C>>; 3],
     scale: f64,
 ) -> [FloatTensor<B>; 2] {
-    let [query, key, value] = inputs.map(|input| input.primitive);
+    let [query, key, value] = inputs.each_ref().map(|input| input.primitive.clone());
     B::moe_causal_attention(query, key, value, scale)
 }
 

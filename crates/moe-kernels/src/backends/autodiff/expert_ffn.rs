@@ -51,17 +51,16 @@ fn record<B: MoeBackend, C: CheckpointStrategy, const N: usize>(
     plan: ExpertPlan<B>,
 ) -> FloatTensor<Autodiff<B, C>> {
     let nodes = std::array::from_fn::<_, N, _>(|i| inputs[i].node.clone());
+    // The tensors live until the op is recorded: a backward pass of another thread frees what nobody holds.
+    let primitives = inputs.iter().map(|input| input.primitive.clone()).collect::<Vec<_>>();
+    let (tokens, gates, weights) = sorted::<B>(primitives.into_iter(), has_bias, activation);
     match ExpertFfn.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(mut prep) => {
             let saved = inputs.iter().map(|input| prep.checkpoint(input)).collect();
-            let (tokens, gates, weights) = sorted::<B>(inputs.into_iter().map(|i| i.primitive), has_bias, activation);
             let (output, pre_activation) = B::moe_expert_ffn_saving(tokens, gates, weights, &plan);
             prep.finish(State { inputs: saved, has_bias, activation, pre_activation, plan }, output)
         }
-        OpsKind::UnTracked(prep) => {
-            let (tokens, gates, weights) = sorted::<B>(inputs.into_iter().map(|i| i.primitive), has_bias, activation);
-            prep.finish(B::moe_expert_ffn(tokens, gates, weights, &plan))
-        }
+        OpsKind::UnTracked(prep) => prep.finish(B::moe_expert_ffn(tokens, gates, weights, &plan)),
     }
 }
 

@@ -102,8 +102,9 @@ pub(in crate::backends) fn backward<B: HostBackend>(
     let (problem, grad) = (inputs.problem(&plan), grad.contiguous());
     // After a forward pass nobody else holds the pre-activation, so that it is overwritten where it lies.
     let mut pre_activation = pre_activation.contiguous();
-    let costly = Needs { tokens: needs.tokens, w_in: needs.w_in, w_out: needs.w_out };
-    let found = expert_ffn::backward(&problem, pre_activation.values_mut(), grad.values(), costly);
+    let FfnNeeds { tokens, gates: _, w_in, w_out, b_in, b_out } = needs;
+    let wanted = Needs { tokens, w_in, w_out, b_in, b_out };
+    let found = expert_ffn::backward(&problem, pre_activation.values_mut(), grad.values(), wanted);
 
     let like = |tensor: &FloatTensor<B>, grad| FloatTensor::<B>::from_values(grad, tensor.shape());
     FfnGrads {

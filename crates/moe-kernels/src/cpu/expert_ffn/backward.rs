@@ -5,12 +5,14 @@ use super::Problem;
 use super::rows::{RowGradients, rows_pass};
 use super::weights::weights_pass;
 
-/// Which of the costly gradients are wanted. That of the gates and biases costs next to nothing.
+/// Which gradients are wanted. That of the gates is a by-product.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Needs {
     pub(crate) tokens: bool,
     pub(crate) w_in: bool,
     pub(crate) w_out: bool,
+    pub(crate) b_in: bool,
+    pub(crate) b_out: bool,
 }
 
 /// The gradients, in the shapes of the inputs; empty where not wanted or where there is no such input.

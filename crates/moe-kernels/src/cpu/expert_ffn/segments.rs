@@ -24,10 +24,15 @@ const MIN_ROWS: usize = 16;
 
 /// The tokens in as many equal parts as there are threads, fewer when the segments would become too short.
 pub(super) fn split_by_tokens(plan: &HostPlan, num_tokens: usize, threads: usize) -> Vec<TokenPart> {
-    let rows_per_expert = plan.num_rows() / plan.num_experts().max(1);
-    let parts = threads.min(rows_per_expert / MIN_ROWS).clamp(1, num_tokens.max(1));
+    let parts = threads.min(typical_load(plan) / MIN_ROWS).clamp(1, num_tokens.max(1));
     let boundary = |i: usize| i * num_tokens / parts;
     (0..parts).map(|i| token_part(plan, boundary(i)..boundary(i + 1))).collect()
+}
+
+/// Rows of the expert of the average row: `R / E` when the load is even, `R` when one expert has all.
+fn typical_load(plan: &HostPlan) -> usize {
+    let squares = (0..plan.num_experts()).map(|expert| plan.rows_of(expert).len().pow(2));
+    squares.sum::<usize>() / plan.num_rows().max(1)
 }
 
 fn token_part(plan: &HostPlan, tokens: Range<usize>) -> TokenPart {
@@ -107,5 +112,18 @@ mod tests {
     fn few_rows_per_expert_stay_together() {
         let experts: Vec<usize> = (0..64).collect();
         assert_eq!(split_by_tokens(&HostPlan::new(&experts, 1, 64), 64, 8).len(), 1);
+    }
+
+    #[test]
+    fn an_expert_that_owns_all_is_shared_by_all_threads_however_many_are_idle() {
+        let plan = HostPlan::new(&[5; 1024], 1, 64);
+        let parts = split_by_tokens(&plan, 1024, 8);
+        assert!(parts.len() == 8 && parts.iter().all(|part| part.tokens.len() == 128));
+    }
+
+    #[test]
+    fn no_tokens_are_one_empty_part() {
+        let parts = split_by_tokens(&HostPlan::new(&[], 2, 4), 0, 8);
+        assert!(parts.len() == 1 && parts[0].segments.is_empty());
     }
 }

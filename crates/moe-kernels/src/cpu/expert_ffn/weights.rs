@@ -65,7 +65,9 @@ pub(super) fn weights_pass(
     // SAFETY: the shares of a busy expert cover its matrix, and each was overwritten with a product; the matrix of an
     // idle expert was filled with zeros.
     let (w_in, w_out) = unsafe { (w_in.assume_set(w_in_len), w_out.assume_set(w_out_len)) };
-    WeightGradients { w_in, w_out, b_in: b_in(problem, grad_z), b_out: b_out(problem, grad) }
+    let b_in = if needs.b_in { b_in(problem, grad_z) } else { Vec::new() };
+    let b_out = if needs.b_out { b_out(problem, grad) } else { Vec::new() };
+    WeightGradients { w_in, w_out, b_in, b_out }
 }
 
 /// Divides `stack`, matrices of `height` rows one for each expert, into shares; those of idle experts become zero.
@@ -143,5 +145,39 @@ fn b_out(problem: &Problem<'_>, grad: &[f32]) -> Vec<f32> {
 fn add_scaled(sum: &mut [f32], factor: f32, row: &[f32]) {
     for (sum, x) in sum.iter_mut().zip(row) {
         *sum += factor * x;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Activation;
+    use crate::host_plan::HostPlan;
+
+    #[test]
+    fn only_the_gradients_that_are_wanted_are_computed() {
+        let (plan, ones) = (HostPlan::new(&[0, 0], 1, 1), [1.0; 4]);
+        let problem = Problem {
+            d_model: 2,
+            d_hidden: 2,
+            activation: Activation::Relu,
+            plan: &plan,
+            tokens: &ones,
+            gates: &ones[..2],
+            w_in: &ones,
+            w_out: &ones,
+            b_in: Some(&ones[..2]),
+            b_out: Some(&ones[..2]),
+        };
+        let frozen = Needs { tokens: false, w_in: false, w_out: false, b_in: false, b_out: false };
+        let lengths = |needs| {
+            let found = weights_pass(&problem, &ones, &ones, &ones, needs);
+            [found.w_in.len(), found.w_out.len(), found.b_in.len(), found.b_out.len()]
+        };
+        assert_eq!(lengths(frozen), [0; 4]);
+        assert_eq!(lengths(Needs { w_in: true, ..frozen }), [4, 0, 0, 0]);
+        assert_eq!(lengths(Needs { w_out: true, ..frozen }), [0, 4, 0, 0]);
+        assert_eq!(lengths(Needs { b_in: true, ..frozen }), [0, 0, 2, 0]);
+        assert_eq!(lengths(Needs { b_out: true, ..frozen }), [0, 0, 0, 2]);
     }
 }
