@@ -10,7 +10,7 @@ pub(crate) fn mixed(index: usize, seed: u64) -> u32 {
     let start = (index as u64).wrapping_mul(2_654_435_761).wrapping_add(seed.wrapping_mul(2_246_822_519));
     let mut h = start as u32;
     for _ in 0..2 {
-        h = (h ^ (h >> 16)).wrapping_mul(0x45d9_f3b);
+        h = (h ^ (h >> 16)).wrapping_mul(0x045d_9f3b);
     }
     h ^ (h >> 16)
 }

@@ -6,6 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+/// Commit at the time of the build; empty outside a checkout.
+const BUILT_FROM: &str = env!("MOE_BENCH_COMMIT");
 const LOCK: &str = include_str!("../../Cargo.lock");
 
 /// A machine, its software and the moment.
@@ -22,10 +24,22 @@ pub(crate) struct Machine {
     profile: &'static str,
     burn: &'static str,
     gemm: &'static str,
-    /// Of this repository; ends in `+` when files differ from it. Null outside a checkout.
+    /// Of this repository; ends in `+` when files differ from it. On another machine than the one it was built on, the
+    /// commit it was built from.
     commit: Option<String>,
     /// Device as the command line named it.
     device: String,
+    /// What `nvidia-smi` says, in its order; empty where there is none.
+    gpus: Vec<Gpu>,
+}
+
+/// A card of NVIDIA.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Gpu {
+    name: String,
+    driver: String,
+    /// As it is written there, `81559 MiB`.
+    memory: String,
 }
 
 impl Machine {
@@ -40,16 +54,19 @@ impl Machine {
             profile: if cfg!(debug_assertions) { "dev" } else { "release" },
             burn: locked("burn"),
             gemm: locked("gemm"),
-            commit: commit(),
+            commit: commit().or_else(|| Some(BUILT_FROM.into()).filter(|commit: &String| !commit.is_empty())),
             device: device.into(),
+            gpus: gpus(&nvidia_smi().unwrap_or_default()),
         }
     }
 
     /// One line for people.
     pub(crate) fn line(&self) -> String {
         let commit = self.commit.as_deref().map_or("no commit", |commit| &commit[..commit.len().min(9)]);
+        let gpu = |gpu: &Gpu| format!(", {} ({}, driver {})", gpu.name, gpu.memory, gpu.driver);
+        let gpus: String = self.gpus.iter().map(gpu).collect();
         format!(
-            "{}, {} cores, {}, burn {}, gemm {}, {} profile, {commit}, {}",
+            "{}, {} cores{gpus}, {}, burn {}, gemm {}, {} profile, {commit}, {}",
             self.cpu, self.cores, self.rustc, self.burn, self.gemm, self.profile, self.date
         )
     }
@@ -59,6 +76,21 @@ fn cpu(info: &str) -> String {
     let model = info.lines().find(|line| line.starts_with("model name"));
     let name = model.and_then(|line| line.split_once(':')).map(|(_, name)| name.trim());
     name.unwrap_or(std::env::consts::ARCH).into()
+}
+
+fn nvidia_smi() -> Option<String> {
+    let query = ["--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"];
+    let output = Command::new("nvidia-smi").args(query).output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// One card a line: name, driver, memory.
+fn gpus(lines: &str) -> Vec<Gpu> {
+    let card = |line: &str| {
+        let mut words = line.split(',').map(|word| word.trim().to_string());
+        Some(Gpu { name: words.next()?, driver: words.next()?, memory: words.next()? })
+    };
+    lines.lines().filter_map(card).collect()
 }
 
 /// Version of a package in `Cargo.lock`.
@@ -109,6 +141,22 @@ mod tests {
     fn versions_are_those_of_the_lock_file() {
         assert_eq!((locked("burn"), locked("no-such-package")), ("0.21.0", "unknown"));
         assert!(locked("gemm").starts_with("0.19"));
+    }
+
+    #[test]
+    fn cards_are_read_line_by_line_and_other_words_are_none() {
+        let card = |name: &str| Gpu { name: name.into(), driver: "570.1".into(), memory: "81559 MiB".into() };
+        assert_eq!(
+            gpus("NVIDIA H100 80GB HBM3, 570.1, 81559 MiB\nNVIDIA H200, 570.1, 81559 MiB\n"),
+            [card("NVIDIA H100 80GB HBM3"), card("NVIDIA H200")]
+        );
+        assert_eq!(gpus("No devices were found\n"), []);
+    }
+
+    #[test]
+    fn the_commit_is_known_wherever_the_program_runs() {
+        let commit = BUILT_FROM.trim_end_matches('+');
+        assert!(commit.is_empty() || (commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit())));
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! Two rules. What is timed is verified first, and a wrong result ends the program before it prints a number. What is
 //! compared takes turns, repetition by repetition, so that all sides meet the same disturbances of a machine.
 
-mod alloc;
 mod args;
 mod clock;
 mod data;
@@ -25,7 +24,7 @@ use crate::args::{Cli, Command};
 
 /// Counts the bytes that are alive, for what autodiff keeps between forward and backward.
 #[global_allocator]
-static ALLOCATOR: alloc::Counting = alloc::Counting;
+static ALLOCATOR: moe_tests::CountingAllocator = moe_tests::CountingAllocator;
 
 fn main() -> ExitCode {
     // As the program that trains does.

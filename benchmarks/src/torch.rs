@@ -49,6 +49,7 @@ impl Peer {
         let mut child = Command::new(python)
             .arg("-B")
             .arg(path)
+            .envs(moe_train::memory::as_environment())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -125,6 +126,23 @@ mod tests {
     fn a_python_that_is_not_there_is_named() {
         let message = Peer::start(Path::new("no-such-python"), Script::Layer).err().unwrap().to_string();
         assert!(message.contains("cannot start `no-such-python` of --torch"), "{message}");
+    }
+
+    /// A program that gives its environment for an error.
+    #[cfg(unix)]
+    #[test]
+    fn the_other_side_keeps_freed_memory_as_we_do() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = std::env::temp_dir().join(format!("moe-bench-test-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let python = folder.join("python");
+        let answer = r#"echo "{\"error\": \"$MALLOC_MMAP_THRESHOLD_ $MALLOC_TRIM_THRESHOLD_\"}""#;
+        fs::write(&python, format!("#!/bin/sh\n{answer}\n")).unwrap();
+        fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+        let message = Peer::start(&python, Script::Layer).err().unwrap().to_string();
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(message.contains("1073741824 2147483647"), "{message}");
     }
 
     #[cfg(unix)]

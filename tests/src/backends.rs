@@ -23,14 +23,22 @@ pub type Wgpu = Autodiff<burn::backend::Wgpu>;
 #[cfg(feature = "cuda")]
 pub type Cuda = Autodiff<burn::backend::Cuda>;
 
+/// burn-rocm, under Fusion.
+#[cfg(feature = "rocm")]
+pub type Rocm = Autodiff<burn::backend::Rocm>;
+
+/// burn-wgpu with shaders in Metal's own language, under Fusion.
+#[cfg(feature = "metal")]
+pub type Metal = Autodiff<burn::backend::Metal>;
+
 /// The backend under a Fusion.
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cube")]
 pub trait Unfuse {
     /// The same backend without Fusion.
     type Unfused: burn::tensor::backend::Backend;
 }
 
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cube")]
 impl<B: burn_fusion::FusionBackend> Unfuse for burn_fusion::Fusion<B> {
     type Unfused = B;
 }
@@ -43,14 +51,22 @@ pub type WgpuUnfused = Autodiff<<burn::backend::Wgpu as Unfuse>::Unfused>;
 #[cfg(feature = "cuda")]
 pub type CudaUnfused = Autodiff<<burn::backend::Cuda as Unfuse>::Unfused>;
 
+/// burn-rocm without Fusion.
+#[cfg(feature = "rocm")]
+pub type RocmUnfused = Autodiff<<burn::backend::Rocm as Unfuse>::Unfused>;
+
+/// burn-wgpu for Metal without Fusion.
+#[cfg(feature = "metal")]
+pub type MetalUnfused = Autodiff<<burn::backend::Metal as Unfuse>::Unfused>;
+
 /// The runtime of a CubeCL backend.
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cube")]
 pub trait OnCube {
     /// What compiles and launches its kernels.
     type Runtime: burn_cubecl::CubeRuntime;
 }
 
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cube")]
 impl<R, F, I, BT> OnCube for burn_cubecl::CubeBackend<R, F, I, BT>
 where
     R: burn_cubecl::CubeRuntime,
@@ -68,6 +84,14 @@ pub type WgpuRuntime = <<burn::backend::Wgpu as Unfuse>::Unfused as OnCube>::Run
 /// The runtime of burn-cuda.
 #[cfg(feature = "cuda")]
 pub type CudaRuntime = <<burn::backend::Cuda as Unfuse>::Unfused as OnCube>::Runtime;
+
+/// The runtime of burn-rocm.
+#[cfg(feature = "rocm")]
+pub type RocmRuntime = <<burn::backend::Rocm as Unfuse>::Unfused as OnCube>::Runtime;
+
+/// The runtime of burn-wgpu for Metal.
+#[cfg(feature = "metal")]
+pub type MetalRuntime = <<burn::backend::Metal as Unfuse>::Unfused as OnCube>::Runtime;
 
 /// Runs `action` a hundred times while another thread does nothing but backward passes.
 #[cfg(feature = "flex")]
@@ -125,6 +149,10 @@ macro_rules! on_every_backend {
         mod wgpu { $(#[test] fn $name() { super::$name::<$crate::Wgpu>(&$crate::wgpu_device()) })+ }
         #[cfg(feature = "cuda")]
         mod cuda { $(#[test] fn $name() { super::$name::<$crate::Cuda>(&Default::default()) })+ }
+        #[cfg(feature = "rocm")]
+        mod rocm { $(#[test] fn $name() { super::$name::<$crate::Rocm>(&Default::default()) })+ }
+        #[cfg(feature = "metal")]
+        mod metal { $(#[test] fn $name() { super::$name::<$crate::Metal>(&Default::default()) })+ }
     };
 }
 
@@ -166,11 +194,15 @@ macro_rules! unfused {
         mod wgpu_unfused { $(#[test] fn $name() { super::$name::<$crate::WgpuUnfused>(&$crate::wgpu_device()) })+ }
         #[cfg(feature = "cuda")]
         mod cuda_unfused { $(#[test] fn $name() { super::$name::<$crate::CudaUnfused>(&Default::default()) })+ }
+        #[cfg(feature = "rocm")]
+        mod rocm_unfused { $(#[test] fn $name() { super::$name::<$crate::RocmUnfused>(&Default::default()) })+ }
+        #[cfg(feature = "metal")]
+        mod metal_unfused { $(#[test] fn $name() { super::$name::<$crate::MetalUnfused>(&Default::default()) })+ }
     };
 }
 
 /// One test per named function `name::<R>(device)`, generic over the CubeCL runtime, and enabled runtime.
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cube")]
 #[macro_export]
 macro_rules! on_unfused_cube {
     ($($name:ident),+ $(,)?) => {
@@ -178,5 +210,9 @@ macro_rules! on_unfused_cube {
         mod wgpu { $(#[test] fn $name() { super::$name::<$crate::WgpuRuntime>(&$crate::wgpu_device()) })+ }
         #[cfg(feature = "cuda")]
         mod cuda { $(#[test] fn $name() { super::$name::<$crate::CudaRuntime>(&Default::default()) })+ }
+        #[cfg(feature = "rocm")]
+        mod rocm { $(#[test] fn $name() { super::$name::<$crate::RocmRuntime>(&Default::default()) })+ }
+        #[cfg(feature = "metal")]
+        mod metal { $(#[test] fn $name() { super::$name::<$crate::MetalRuntime>(&Default::default()) })+ }
     };
 }

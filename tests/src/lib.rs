@@ -4,10 +4,12 @@
 //! enabled backend. `flex` runs a second time under gradient checkpointing; where a suite asks for it, a third time in f64,
 //! which has no fast path, so that the portable bodies meet the same cases on a CPU.
 
+mod alloc;
 mod backends;
 mod cases;
 mod compare;
 
+pub use alloc::{CountingAllocator, live_bytes};
 pub use backends::*;
 pub use cases::{BENCHES, CASES, Case, GPU_BENCHES, LARGE_CASES};
 pub use compare::{

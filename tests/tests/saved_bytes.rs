@@ -4,40 +4,19 @@
 
 #![cfg(feature = "flex")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicIsize, Ordering};
 
 use burn::tensor::{Distribution, Tensor};
 use moe_layers::{MoeConfig, dispatch};
-use moe_tests::Flex as AD;
+use moe_tests::{CountingAllocator, Flex as AD, live_bytes};
 
 /// Shape B of the layer benchmark: T, D, F, E, K.
 const SHAPE: [usize; 5] = [2048, 512, 128, 64, 8];
 /// Room for gates and indices.
 const SLACK: f64 = 1.1;
 
-struct Counting;
-
-static LIVE: AtomicIsize = AtomicIsize::new(0);
-
-// SAFETY: every call is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size() as isize, Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as isize, Ordering::Relaxed);
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// Tests of this file run one after the other.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -45,9 +24,9 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// Bytes that are alive after `forward` made an output of `output_bytes`, beside that output.
 fn kept_by<T>(output_bytes: usize, forward: impl Fn() -> T) -> f64 {
     drop(forward()); // whatever is made once and for all
-    let before = LIVE.load(Ordering::Relaxed);
+    let before = live_bytes();
     let output = forward();
-    let kept = LIVE.load(Ordering::Relaxed) - before;
+    let kept = live_bytes() - before;
     drop(output);
     (kept - output_bytes as isize) as f64
 }
@@ -94,4 +73,19 @@ fn a_whole_layer_keeps_the_scores_of_its_router_besides() {
     let kept = kept_by(4 * t * d, || moe.forward(source.clone() * 0.5));
     let scores = 4.0 * (2 * t * e) as f64; // logits and probabilities, which the layer returns
     assert_within(kept, unavoidable() + scores);
+}
+
+#[test]
+fn memory_is_counted_while_it_is_alive() {
+    const BIG: usize = 1 << 30; // far above what the test runner holds
+    let _alone = ALONE.lock();
+    let before = live_bytes();
+    let mut memory: Vec<u8> = Vec::with_capacity(BIG);
+    let held = live_bytes() - before;
+    memory.shrink_to(BIG / 2);
+    let shrunk = live_bytes() - before;
+    drop(memory);
+    let freed = live_bytes() - before;
+    let near = |bytes: isize, expected: usize| bytes.abs_diff(expected as isize) < BIG / 64;
+    assert!(near(held, BIG) && near(shrunk, BIG / 2) && near(freed, 0), "{held} {shrunk} {freed}");
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask gpu-bundle`: the programs a machine with an NVIDIA GPU needs, built on a machine that has none.
 //!
-//! The bundle holds the suite (`bin/suite-*`), `bin/moe-train`, a text to train on and `run.sh`. It was linked without
-//! CUDA: the libraries are looked up when the programs start.
+//! The bundle holds the suite (`bin/suite-*`), `bin/moe-bench`, `bin/moe-train`, a text to train on and `run.sh`, which runs
+//! all of them. It was linked without CUDA: the libraries are looked up when the programs start.
 
 use std::fs;
 use std::path::Path;
@@ -9,12 +9,13 @@ use std::process::Command;
 
 use crate::backend::Backend;
 use crate::files::{self, at};
-use crate::{Result, cargo, suite};
+use crate::{Result, cargo, program, suite};
 
 /// CUDA version whose functions the bundle may call, as the `cudarc` crate writes it: 13.0.
 const CUDA_VERSION: &str = "13000";
 const CUDA_VERSION_VARIABLE: &str = "CUDARC_CUDA_VERSION";
 const RUN_SCRIPT: &str = include_str!("bundle/run.sh");
+const PROGRAMS: [&str; 2] = ["moe-bench", "moe-train"];
 /// Length of the default text: enough to train on for a minute, small enough to send.
 const TEXT_BYTES: usize = 256 * 1024;
 
@@ -25,19 +26,23 @@ pub(crate) fn build(out: &Path, text: Option<&Path>) -> Result<()> {
         None => workspace_text()?,
     };
     let suites = cargo::build(&mut suite_build()?, "moe-tests")?;
-    let programs = cargo::build(&mut program_build(), "moe-train")?;
+    let mut programs = Vec::new();
+    for name in PROGRAMS {
+        // Built with the first, so that the second only names its file.
+        programs.extend(cargo::build(&mut program_build(), name)?.into_iter().map(|path| (name, path)));
+    }
     clear(out)?;
     let bin = out.join("bin");
     at(&bin, fs::create_dir_all(&bin))?;
     for path in &suites {
         copy(path, &bin.join(format!("suite-{}", stem(path))))?;
     }
-    for path in &programs {
-        copy(path, &bin.join("moe-train"))?;
+    for (name, path) in &programs {
+        copy(path, &bin.join(name))?;
     }
     at(out, fs::write(out.join("text.txt"), text))?;
     write_script(&out.join("run.sh"))?;
-    println!("{} holds {} test programs, moe-train and run.sh", out.display(), suites.len());
+    println!("{} holds {} test programs, {} and run.sh", out.display(), suites.len(), PROGRAMS.join(", "));
     Ok(())
 }
 
@@ -48,9 +53,8 @@ fn suite_build() -> Result<Command> {
 }
 
 fn program_build() -> Command {
-    let mut command = cargo::cargo();
-    command.args(["build", "--package", "moe-train", "--bin", "moe-train", "--no-default-features"]);
-    release(command.args(["--features", Backend::Cuda.feature()]));
+    let mut command = program::command(&PROGRAMS, Backend::Cuda);
+    release(&mut command);
     command
 }
 
@@ -118,6 +122,56 @@ mod tests {
     fn the_default_text_is_rust_and_no_longer_than_it_may_be() {
         let text = workspace_text().unwrap();
         assert!(text.contains("//!") && text.len() <= TEXT_BYTES);
+    }
+
+    /// A bundle whose programs only say what they were asked, and fail when asked to.
+    #[cfg(unix)]
+    fn stub_bundle(name: &str, failing: &str) -> (std::path::PathBuf, std::process::Output) {
+        use std::os::unix::fs::PermissionsExt;
+
+        let out = std::env::temp_dir().join(format!("moe-bundle-{name}-{}", std::process::id()));
+        fs::create_dir_all(out.join("bin")).unwrap();
+        for program in ["suite-a", "suite-b", "moe-bench", "moe-train"] {
+            let path = out.join("bin").join(program);
+            let code = u8::from(program == failing);
+            fs::write(&path, format!("#!/bin/sh\necho {program} \"$@\"\nexit {code}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        write_script(&out.join("run.sh")).unwrap();
+        let mut run = Command::new(out.join("run.sh"));
+        let output = run.args(["--torch", "/x/python", "my.txt", "--steps", "3"]).env_remove("OUT").output().unwrap();
+        (out, output)
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn one_command_runs_suites_benchmarks_and_training() {
+        let (out, output) = stub_bundle("all", "");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        for line in ["suite-a", "suite-b", "moe-train train --data my.txt", "--steps 3", "all passed"] {
+            assert!(said.contains(line), "{line}: {said}");
+        }
+        let records = out.join("results/records");
+        for (words, record) in [
+            ("layer --gpu-shapes --dtype bf16", "layer-bf16"),
+            ("layer --gpu-shapes --dtype f32", "layer-f32"),
+            ("layer --gpu-shapes --dtype bf16 --skew 1", "layer-bf16-skewed"),
+            ("step", "step"),
+        ] {
+            let line = format!("moe-bench {words} --json {}/{record}.json --torch /x/python", records.display());
+            assert!(said.lines().any(|said| said == line), "{line}: {said}");
+        }
+        assert!(output.status.success() && records.is_dir());
+        fs::remove_dir_all(out).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_program_that_fails_stops_no_other_and_is_told() {
+        let (out, output) = stub_bundle("failing", "moe-bench");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!output.status.success() && said.contains("moe-train train") && said.contains("failed"), "{said}");
+        fs::remove_dir_all(out).unwrap();
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use crate::backend::Backend;
-use crate::{Result, cargo, help, layers, metadata, paths};
+use crate::{Result, cargo, help, layers, metadata, paths, program};
 
 /// One check, named as on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -17,13 +17,13 @@ pub(crate) enum Check {
     Layers,
     /// No file names a folder of one machine
     Paths,
-    /// clippy has nothing to say, with the GPU code compiled in
+    /// clippy has nothing to say, with the GPU code and its tests compiled in
     Clippy,
     /// The documentation builds without a warning
     Doc,
     /// `cargo xtask train --help` shows the options the program has
     Help,
-    /// `moe-train` builds and links with each other backend alone
+    /// `moe-train` and `moe-bench` build and link with each other backend alone; the suite compiles for ROCm and Metal
     Features,
     /// Every published crate builds from its own package
     Package,
@@ -56,10 +56,10 @@ fn perform(check: Check) -> Result<()> {
         Check::Fmt => cargo::run(cargo::cargo().args(["fmt", "--all", "--check"])),
         Check::Layers => layers::check(),
         Check::Paths => paths::check(),
-        Check::Clippy => cargo::run(&mut clippy()),
+        Check::Clippy => [clippy(), clippy_of_gpu_tests()].iter_mut().try_for_each(cargo::run),
         Check::Doc => cargo::run(&mut doc()),
         Check::Help => help::compare(false),
-        Check::Features => [Backend::Ndarray, Backend::Wgpu, Backend::Cuda].into_iter().try_for_each(build_with),
+        Check::Features => features(),
         Check::Package => package(),
     }
 }
@@ -70,16 +70,35 @@ fn clippy() -> Command {
     command
 }
 
+/// What only compiles with a GPU's runtime: the tests of single kernels, and the side of the benchmark that runs there.
+fn clippy_of_gpu_tests() -> Command {
+    let mut command = cargo::cargo();
+    command.args(["clippy", "--package", "moe-tests", "--package", "moe-bench", "--all-targets"]);
+    command.args(["--no-default-features", "--features", "moe-tests/wgpu,moe-bench/wgpu", "--", "-D", "warnings"]);
+    command
+}
+
 fn doc() -> Command {
     let mut command = cargo::cargo();
     command.args(["doc", "--workspace", "--no-deps"]).args(WITH_GPU_CODE).env("RUSTDOCFLAGS", "-D warnings");
     command
 }
 
+fn features() -> Result<()> {
+    [Backend::Ndarray, Backend::Wgpu, Backend::Cuda].into_iter().try_for_each(build_with)?;
+    ["rocm", "metal"].into_iter().try_for_each(check_suite_with)
+}
+
 /// `build` and not `check`: a backend has to link as well.
 fn build_with(backend: Backend) -> Result<()> {
+    cargo::run(&mut program::command(&["moe-train", "moe-bench"], backend))
+}
+
+/// `check` and not `build`: neither toolkit is needed to compile. The suite is written for every `AutodiffMoeBackend`, so
+/// this is where the compiler sees that the backend is one, with Fusion and without.
+fn check_suite_with(feature: &str) -> Result<()> {
     let mut command = cargo::cargo();
-    command.args(["build", "--package", "moe-train", "--no-default-features", "--features", backend.feature()]);
+    command.args(["check", "--package", "moe-tests", "--all-targets", "--no-default-features", "--features", feature]);
     cargo::run(&mut command)
 }
 

@@ -96,14 +96,24 @@ fn backend(value: Option<OsString>) -> Result<Backend> {
 
 /// Builds the program of `package` and returns where it is.
 pub(crate) fn build(package: &str, request: &Request) -> Result<std::path::PathBuf> {
-    let mut command = cargo::cargo();
-    command.args(["build", "--package", package, "--bin", package, "--no-default-features"]);
-    command.args(["--features", request.backend.feature()]);
+    let mut command = command(&[package], request.backend);
     if request.release {
         command.arg("--release");
     }
     let built = cargo::build(&mut command, package)?;
     built.into_iter().next().ok_or_else(|| format!("cargo built no program for the package {package}"))
+}
+
+/// `cargo build` of the programs of these packages, each named as its package, with one backend.
+pub(crate) fn command(packages: &[&str], backend: Backend) -> Command {
+    let mut command = cargo::cargo();
+    command.args(["build", "--no-default-features"]);
+    for package in packages {
+        command.args(["--package", package, "--bin", package]);
+    }
+    let features: Vec<_> = packages.iter().map(|package| format!("{package}/{}", backend.feature())).collect();
+    command.args(["--features", &features.join(",")]);
+    command
 }
 
 #[cfg(unix)]
@@ -170,6 +180,15 @@ mod tests {
         let theirs = |program: Program| (program.package(), program.always_release(), program.subcommand());
         assert_eq!(theirs(Program::Train), ("moe-train", false, Some("train")));
         assert_eq!(theirs(Program::Bench), ("moe-bench", true, None));
+    }
+
+    #[test]
+    fn programs_are_built_together_with_one_backend() {
+        let command = command(&["moe-train", "moe-bench"], Backend::Cuda);
+        let line: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        let expected = "build --no-default-features --package moe-train --bin moe-train --package moe-bench --bin moe-bench \
+                        --features moe-train/cuda,moe-bench/cuda";
+        assert_eq!(line.join(" "), expected);
     }
 
     #[test]

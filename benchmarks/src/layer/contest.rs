@@ -49,13 +49,9 @@ pub(crate) fn contest(
     warm_up: usize,
     rounds: usize,
 ) -> Result<Vec<Times>> {
-    let none = |one: &Box<dyn Contestant + '_>| Times {
-        name: one.name(),
-        side: one.side(),
-        forward: vec![],
-        training: vec![],
-    };
-    let mut times: Vec<Times> = contestants.iter().map(none).collect();
+    let none =
+        |one: &(dyn Contestant + '_)| Times { name: one.name(), side: one.side(), forward: vec![], training: vec![] };
+    let mut times: Vec<Times> = contestants.iter().map(|one| none(one.as_ref())).collect();
     for round in 0..warm_up + rounds {
         for pass in [Pass::Forward, Pass::Training] {
             for (contestant, times) in contestants.iter_mut().zip(&mut times) {

@@ -1,8 +1,9 @@
-//! The contestants of this workspace: the whole layer, its experts alone, and what stands around them.
+//! The contestants of this workspace: the whole layer, its experts alone, their grouped products alone, and what stands
+//! around them.
 
 use burn::module::AutodiffModule;
-use burn::tensor::Tensor;
-use moe_kernels::{AutodiffMoeBackend, ExpertPlan, MoeBackend, combine_rows, dispatch_rows};
+use burn::tensor::{DType, Tensor};
+use moe_kernels::{AutodiffMoeBackend, ExpertPlan, MoeBackend, combine_rows, dispatch_rows, grouped_matmul, swiglu};
 use moe_layers::dispatch;
 
 use super::contest::{Contestant, Pass, Side};
@@ -14,6 +15,7 @@ use crate::session::wait;
 /// Names in tables and records.
 pub(crate) const LAYER: &str = "moe layer";
 pub(crate) const EXPERTS: &str = "moe experts";
+pub(crate) const PRODUCTS: &str = "grouped products";
 pub(crate) const ROUTER: &str = "router and sort";
 pub(crate) const COMBINE: &str = "combine";
 
@@ -26,7 +28,7 @@ pub(crate) struct Ours<'a, B: AutodiffMoeBackend> {
 
 /// All of them, the whole layer first.
 pub(crate) fn contestants<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Vec<Box<dyn Contestant + '_>> {
-    vec![layer(problem), experts(problem), router(problem), combine(problem)]
+    vec![layer(problem), experts(problem), products(problem), router(problem), combine(problem)]
 }
 
 fn part<'a, B: AutodiffMoeBackend>(
@@ -47,6 +49,29 @@ fn layer<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Box<dyn Contestant + '_
 fn experts<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Box<dyn Contestant + '_> {
     let (tokens, routing) = (problem.tokens(), problem.routing());
     part(problem, EXPERTS, move || dispatch::grouped(tokens.clone(), problem.experts(), &routing))
+}
+
+/// On rows that are sorted already and weights that have the products' type already: two grouped products and the
+/// activation, as PyTorch's `grouped_mm` is timed. Backward to the rows and both weights.
+fn products<B: AutodiffMoeBackend>(problem: &Problem<B>) -> Box<dyn Contestant + '_> {
+    let (dtype, plan) = (DType::from(problem.dtype), problem.routing().plan);
+    let rows = leaf(dispatch_rows(problem.tokens(), &plan), dtype);
+    let [w_in, w_out] = [&problem.experts().w_in, &problem.experts().w_out].map(|weight| leaf(weight.val(), dtype));
+    part(problem, PRODUCTS, move || products_of_rows(rows.clone(), [w_in.clone(), w_out.clone()], &plan))
+}
+
+/// `swiglu(rows W_in) W_out`, rows sorted by expert.
+pub(super) fn products_of_rows<B: MoeBackend>(
+    rows: Tensor<B, 2>,
+    [w_in, w_out]: [Tensor<B, 3>; 2],
+    plan: &ExpertPlan<B>,
+) -> Tensor<B, 2> {
+    grouped_matmul(swiglu(grouped_matmul(rows, w_in, plan)), w_out, plan)
+}
+
+/// The same numbers, with a gradient of their own.
+fn leaf<B: AutodiffMoeBackend, const D: usize>(tensor: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
+    Tensor::from_inner(tensor.inner().cast(dtype)).require_grad()
 }
 
 /// From tokens to gates and the sorted plan; backward starts at the gates.

@@ -3,7 +3,7 @@
 //! The routing is a router's: tokens have unit variance and so have the logits; feature 0 of every token is 1, so that
 //! row 0 of the router's weight is a bias, which makes loads as uneven as one likes.
 
-use burn::module::Param;
+use burn::module::{AutodiffModule, Param};
 use burn::tensor::{DType, Tensor};
 use moe_kernels::AutodiffMoeBackend;
 use moe_layers::{Experts, Moe, MoeConfig, Routing};
@@ -57,10 +57,12 @@ impl<B: AutodiffMoeBackend> Problem<B> {
         tokens.cast(DType::from(self.dtype)).cast(DType::from(dtype)).detach().require_grad()
     }
 
-    /// The router's decision about those tokens; its gates are a leaf that gets a gradient.
+    /// The router's decision about those tokens; its gates are a leaf that gets a gradient. Made without autodiff, which
+    /// would keep the router's graph until some backward pass.
     pub(crate) fn routing(&self) -> Routing<B> {
-        let Routing { logits, probs, gates, experts, .. } = self.moe.router.forward(self.tokens());
-        Routing::new(logits.detach(), probs.detach(), gates.detach().require_grad(), experts)
+        let routing = self.moe.valid().router.forward(self.tokens().inner());
+        let [logits, probs, gates] = [routing.logits, routing.probs, routing.gates].map(Tensor::from_inner);
+        Routing::new(logits, probs, gates.require_grad(), Tensor::from_inner(routing.experts))
     }
 }
 

@@ -322,7 +322,7 @@ mod tests {
         let layer = &shape["contestants"][0];
         assert_eq!((&layer["name"], &layer["side"]), (&LAYER.into(), &"ours".into()));
         assert_eq!(layer["forward"]["cpu_seconds"]["median"], 1.4);
-        for key in ["date", "cpu", "cores", "rustc", "commit", "burn", "gemm"] {
+        for key in ["date", "cpu", "cores", "rustc", "commit", "burn", "gemm", "gpus"] {
             assert!(json["machine"].get(key).is_some(), "{key}");
         }
     }

@@ -4,11 +4,12 @@
 //! the oracle in f32. The oracle does `E / K` times the work, so big shapes are verified on fewer tokens.
 
 use burn::tensor::{DType, Tensor};
-use moe_kernels::AutodiffMoeBackend;
+use moe_kernels::{AutodiffMoeBackend, combine_rows, dispatch_rows};
 use moe_layers::{Routing, dispatch};
 use moe_train::config::Dtype;
 
 use super::Shape;
+use super::ours::products_of_rows;
 use super::problem::Problem;
 use crate::data::tensor;
 use crate::error::{Error, Result};
@@ -29,11 +30,15 @@ type Values = Vec<(&'static str, Vec<f32>)>;
 /// Which implementation computes the experts.
 #[derive(Clone, Copy, PartialEq)]
 enum Path {
+    /// The one op of the layer.
     Grouped,
+    /// The same in steps: dispatch, grouped products around the activation, combine.
+    Steps,
+    /// The oracle.
     Dense,
 }
 
-/// Verifies the experts alone and the whole layer; returns the tokens it took.
+/// Verifies the experts alone, as one op and in steps, and the whole layer; returns the tokens it took.
 pub(crate) fn verify<B: AutodiffMoeBackend>(
     shape: &Shape,
     skew: f64,
@@ -43,11 +48,14 @@ pub(crate) fn verify<B: AutodiffMoeBackend>(
 ) -> Result<usize> {
     let shape = shape.limited(oracle_flops, if on_gpu { GPU_LIMIT } else { CPU_LIMIT });
     let problem = Problem::<B>::new(&shape, skew, dtype, device);
-    for (what, values) in [("experts", experts as fn(&_, _, _) -> _), ("layer", layer)] {
-        let exact: Values = values(&problem, Path::Dense, Dtype::F32);
-        let found = values(&problem, Path::Grouped, dtype);
+    type Parts<B> = [(&'static str, fn(&Problem<B>, Path, Dtype) -> Values, &'static [Path]); 2];
+    let parts: Parts<B> = [("experts", experts, &[Path::Grouped, Path::Steps]), ("layer", layer, &[Path::Grouped])];
+    for (what, values, paths) in parts {
+        let exact = values(&problem, Path::Dense, Dtype::F32);
         let plain = (dtype == Dtype::Bf16).then(|| values(&problem, Path::Dense, dtype));
-        compare(what, &exact, &found, plain.as_ref())?;
+        for &path in paths {
+            compare(what, &exact, &values(&problem, path, dtype), plain.as_ref())?;
+        }
     }
     Ok(shape.case.tokens)
 }
@@ -63,8 +71,7 @@ fn compare(what: &str, exact: &Values, found: &Values, plain: Option<&Values>) -
             Some(plain) => LOW_PRECISION_FACTOR * error(&plain[index].1, exact).max(moe_tests::RELATIVE),
         };
         let error = error(found, exact);
-        // Written so that a NaN fails.
-        if !(error <= allowed) {
+        if error.is_nan() || error > allowed {
             let message = format!("{name} has a relative error of {error:e}, {allowed:e} is allowed");
             return Err(Error::of(format!("wrong result, so nothing is timed: {what}"), message));
         }
@@ -104,15 +111,23 @@ fn forward<B: AutodiffMoeBackend>(
 ) -> Tensor<B, 2> {
     match path {
         Path::Grouped => dispatch::grouped(tokens, problem.experts(), routing),
+        Path::Steps => in_steps(problem, tokens, routing),
         Path::Dense => dispatch::dense(tokens, problem.experts(), routing),
     }
+}
+
+fn in_steps<B: AutodiffMoeBackend>(problem: &Problem<B>, tokens: Tensor<B, 2>, routing: &Routing<B>) -> Tensor<B, 2> {
+    let (dtype, plan, experts) = (tokens.dtype(), &routing.plan, problem.experts());
+    let weights = [experts.w_in.val().cast(dtype), experts.w_out.val().cast(dtype)];
+    let rows = products_of_rows(dispatch_rows(tokens, plan), weights, plan);
+    combine_rows(rows, routing.gates.clone().cast(dtype), plan)
 }
 
 /// Output and gradients of the layer with its router. The oracle routes the same tokens by the same router.
 fn layer<B: AutodiffMoeBackend>(problem: &Problem<B>, path: Path, dtype: Dtype) -> Values {
     let tokens = problem.tokens_as(dtype);
     let output = match path {
-        Path::Grouped => problem.moe.forward(tokens.clone()).output,
+        Path::Grouped | Path::Steps => problem.moe.forward(tokens.clone()).output,
         Path::Dense => dispatch::dense(tokens.clone(), problem.experts(), &problem.moe.router.forward(tokens.clone())),
     };
     let grads = upstream(output.clone()).backward();

@@ -4,15 +4,22 @@
 //! gives freed memory back to the system, which then clears each page again when it is touched: a tenth of a step's
 //! time in models of a few million parameters.
 
+/// Larger blocks are mapped by themselves, and unmapped when freed.
+const MAPPED: i32 = 1 << 30;
+/// Free memory at the end of the heap that is kept.
+const KEPT: i32 = i32::MAX;
+
+/// What [`keep_freed_pages`] sets, as environment variables of the GNU C library: for another program that is to be
+/// compared with ours.
+pub fn as_environment() -> [(&'static str, String); 2] {
+    [("MALLOC_MMAP_THRESHOLD_", MAPPED.to_string()), ("MALLOC_TRIM_THRESHOLD_", KEPT.to_string())]
+}
+
 /// Tells the allocator to keep freed memory, up to 2 GiB of it. Call it once, at the start of a program that trains.
 ///
 /// Does nothing where the allocator is not that of the GNU C library.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub fn keep_freed_pages() {
-    /// Larger blocks are mapped by themselves, and unmapped when freed.
-    const MAPPED: i32 = 1 << 30;
-    /// Free memory at the end of the heap that is kept.
-    const KEPT: i32 = i32::MAX;
     // SAFETY: `mallopt` takes two integers and only changes settings of the allocator, under its lock. A refusal leaves
     // them as they are, which is no reason to stop.
     unsafe {

@@ -1,7 +1,7 @@
 //! The kernels of `moe_kernels::cube`, each by name, on the device of the suite.
 //!
 //! A program of its own, since it needs a runtime and not a backend, which makes it quick to build.
-#![cfg(any(feature = "wgpu", feature = "cuda"))]
+#![cfg(feature = "cube")]
 
 mod grouped;
 mod plan;

@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 use moe_kernels::cube::grouped::{
-    Fragment, GroupedError, Kernel, Limits, MatrixTile, Problem, Product, TileShape, candidates, check,
+    Fragment, GroupedError, Kernel, Limits, MatrixTile, Problem, Product, TileShape, candidates, check, refusals,
 };
 
 /// A data centre GPU.
@@ -78,4 +78,25 @@ fn a_tile_beyond_the_device_names_the_limit() {
     let limits = Limits { units: 128, ..large_device() };
     let error = check(&Kernel::Tiled(TileShape::LARGE), &problem(8192, 8), &limits).unwrap_err();
     assert_eq!(error, GroupedError::Launch("256 units in a cube, 128 allowed".into()));
+}
+
+#[test]
+fn what_the_sizes_ask_for_and_the_device_lacks_is_named() {
+    assert_eq!(refusals(&problem(8192, 8), &large_device()), []);
+    let reasons = refusals(&problem(8192, 8), &small_device());
+    assert_eq!(reasons.len(), 3);
+    assert!(reasons.iter().all(|reason| reason.to_string().contains("no matrix unit")), "{reasons:?}");
+
+    let without_memory = Limits { shared_memory: 0, ..large_device() };
+    let reasons = refusals(&problem(8192, 8), &without_memory);
+    assert_eq!(candidates(&problem(8192, 8), &without_memory), [Kernel::Naive]);
+    assert!(reasons.len() == 6 && reasons.iter().all(|reason| reason.to_string().contains("shared memory")));
+}
+
+#[test]
+fn nothing_is_missed_that_the_type_or_the_size_does_not_ask_for() {
+    let single = Problem { dtype: DType::F32, ..problem(8192, 8) };
+    let small = Problem { lhs_width: 8, width: 8, ..problem(16, 4) };
+    assert_eq!(refusals(&single, &small_device()), []);
+    assert_eq!(refusals(&small, &small_device()), []);
 }

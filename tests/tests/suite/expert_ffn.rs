@@ -160,13 +160,13 @@ fn frozen_inputs_get_no_gradient_and_change_no_other<B: AutodiffMoeBackend>(devi
     let inputs = Inputs::<B>::new(&problem(&CASES[1], Activation::Gelu, true), CASES[1].experts, true, device);
     let weight = random(CASES[1].tokens * CASES[1].d_model, 3);
     let all = inputs.gradients(inputs.output(), &weight);
-    for frozen in 0..NAMES.len() {
+    for (frozen, frozen_name) in NAMES.iter().enumerate() {
         let mut inputs = inputs.clone();
         freeze(&mut inputs, frozen);
         let found = inputs.gradients(inputs.output(), &weight);
-        for i in 0..NAMES.len() {
+        for (i, name) in NAMES.iter().enumerate() {
             let expected = if i == frozen { &None } else { &all[i] };
-            assert_eq!(&found[i], expected, "{} with {} frozen", NAMES[i], NAMES[frozen]);
+            assert_eq!(&found[i], expected, "{name} with {frozen_name} frozen");
         }
     }
 }

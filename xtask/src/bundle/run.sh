@@ -1,20 +1,32 @@
 #!/usr/bin/env bash
-# Runs the CUDA suite and a short training on this machine's GPU.
+# Runs the CUDA suite, the benchmarks and a short training on this machine's GPU.
 #
-#   ./run.sh [TEXT_FILE] [ARGUMENTS of `moe-train train`]
+#   ./run.sh [--torch PYTHON] [TEXT_FILE] [ARGUMENTS of `moe-train train`]
 #
-# Results go to $OUT (default: results beside this script): suite.log, train.log and the files of the run.
+# PYTHON has torch and transformers; PyTorch then takes turns in every benchmark.
+#
+# Results go to $OUT (default: results beside this script): suite.log, bench.log, train.log, the records of the benchmarks
+# (records/*.json, each with the machine, its GPU and the commit) and the files of the run.
 # CUDA_PATH (its include folder is read when kernels are compiled) and LD_LIBRARY_PATH are looked for when unset.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${OUT:-$here/results}
 text=$here/text.txt
+torch=()
+if [ "${1:-}" = --torch ]; then
+    if [ $# -lt 2 ]; then
+        echo "--torch needs a Python" >&2
+        exit 2
+    fi
+    torch=(--torch "$2")
+    shift 2
+fi
 if [ $# -gt 0 ]; then
     text=$1
     shift
 fi
-mkdir -p "$out" || exit 1
+mkdir -p "$out/records" || exit 1
 
 if [ -z "${CUDA_PATH:-}" ]; then
     compiler=$(command -v nvcc || true)
@@ -51,6 +63,19 @@ for suite in "$here"/bin/suite-*; do
     echo "== $(basename "$suite")" | tee -a "$out/suite.log"
     "$suite" 2>&1 | tee -a "$out/suite.log" || failed=1
 done
+
+# bench NAME ARGUMENTS..: measures, and writes records/NAME.json.
+bench() {
+    local name=$1
+    shift
+    echo "== benchmark $name" | tee -a "$out/bench.log"
+    "$here/bin/moe-bench" "$@" --json "$out/records/$name.json" ${torch[@]+"${torch[@]}"} 2>&1 | tee -a "$out/bench.log" || failed=1
+}
+: >"$out/bench.log"
+bench layer-bf16 layer --gpu-shapes --dtype bf16
+bench layer-f32 layer --gpu-shapes --dtype f32
+bench layer-bf16-skewed layer --gpu-shapes --dtype bf16 --skew 1
+bench step step
 
 echo "== training" | tee "$out/train.log"
 "$here/bin/moe-train" train --data "$text" --out "$out/run-$(date +%Y%m%d-%H%M%S)" "$@" 2>&1 | tee -a "$out/train.log" || failed=1

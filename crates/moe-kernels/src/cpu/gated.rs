@@ -26,7 +26,7 @@ pub(super) struct BackwardRows<'a> {
     pub(super) grad_gates: &'a mut [f32],
 }
 
-/// Gradients from `grad_hidden` `[n, F]`, the gradient of `gate * activation(z)` divided by the gate.
+/// Gradients from `grad_hidden` `[n, F]`, the gradient of `gate * activation(z)`.
 pub(super) fn gated_backward(
     activation: Activation,
     grad_hidden: &[f32],

@@ -1,6 +1,7 @@
 //! From tokens to sorted rows and back: gathers, and sums over `K` in the order of `k`.
 //!
-//! `T` and `R` are those of the plan: where there are none, burn's broadcasts on CubeCL make a gradient of one row.
+//! `T` and `R` are counted in the plan's index tensors and not in the data: without tokens, a gradient that burn has
+//! broadcast on CubeCL arrives here with one row.
 
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Why a kernel was not launched. Another kernel may do: [`product`](super::product()) tries the next one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum GroupedError {
     /// The device lacks what the kernel is made of.
     Unavailable(String),

@@ -43,16 +43,14 @@ impl MatrixTile {
     /// `128 x 128` by eight planes.
     pub const LARGE: Self = Self::square([4, 2], [2, 4]);
 
-    /// All shapes with an instruction of the device, the one that fits the problem first.
-    pub(super) fn for_problem(problem: &Problem, limits: &Limits) -> Vec<Self> {
+    /// All shapes, the one that fits the problem first.
+    pub(super) fn for_problem(problem: &Problem) -> [Self; 3] {
         let [m, n] = problem.typical_tile();
-        let mut tiles = match (m, n) {
-            (96.., 96..) => vec![Self::LARGE, Self::MEDIUM, Self::SMALL],
-            (40.., 40..) => vec![Self::MEDIUM, Self::SMALL, Self::LARGE],
-            _ => vec![Self::SMALL, Self::MEDIUM, Self::LARGE],
-        };
-        tiles.retain(|tile| limits.fragments.contains(&tile.fragment));
-        tiles
+        match (m, n) {
+            (96.., 96..) => [Self::LARGE, Self::MEDIUM, Self::SMALL],
+            (40.., 40..) => [Self::MEDIUM, Self::SMALL, Self::LARGE],
+            _ => [Self::SMALL, Self::MEDIUM, Self::LARGE],
+        }
     }
 
     /// Rows of the output.

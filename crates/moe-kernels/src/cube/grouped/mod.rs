@@ -5,6 +5,7 @@
 
 mod cmma;
 mod error;
+mod fallback;
 mod matrix_tile;
 mod naive;
 mod problem;
@@ -18,7 +19,7 @@ mod window;
 pub use error::GroupedError;
 pub use matrix_tile::{Fragment, MatrixTile};
 pub use problem::{Operands, Problem, Product};
-pub use strategy::{Kernel, Limits, candidates, check};
+pub use strategy::{Kernel, Limits, candidates, check, refusals};
 pub use tile_shape::TileShape;
 pub use tune::tuned;
 
@@ -32,16 +33,19 @@ const WORTH_TUNING: usize = 1 << 27;
 /// Computes the product with the best kernel of the device: the first of [`candidates`], or for a large product the one
 /// that [`tuned`] measures.
 ///
-/// When a kernel cannot be set up, the next candidate takes its place; the naive one always can.
+/// When a kernel cannot be set up, the next candidate takes its place, which the log is told once for every reason; the
+/// naive one always can.
 pub fn product<R: CubeRuntime>(operands: Operands<R>) -> CubeTensor<R> {
     let problem = operands.problem();
     let limits = Limits::of(&operands.lhs.client, problem.dtype);
+    refusals(&problem, &limits).iter().for_each(fallback::warn_once);
     let kernels = candidates(&problem, &limits);
     if problem.multiplications() >= WORTH_TUNING && kernels[0] != Kernel::Naive {
         return tuned(operands);
     }
     let kernels = kernels.into_iter();
-    let mut outputs = kernels.filter_map(|kernel| launch(operands.clone(), &kernel).ok());
+    let run = |kernel| launch(operands.clone(), &kernel).inspect_err(fallback::warn_once).ok();
+    let mut outputs = kernels.filter_map(run);
     outputs.next().expect("the naive kernel needs nothing of the device")
 }
 

@@ -55,13 +55,26 @@ const SMALL: usize = 1 << 14;
 
 /// Kernels for `problem`, best first and the naive one last; all of them pass [`check`].
 pub fn candidates(problem: &Problem, limits: &Limits) -> Vec<Kernel> {
-    let mut kernels = Vec::new();
-    if problem.multiplications() > SMALL {
-        kernels.extend(MatrixTile::for_problem(problem, limits).into_iter().map(Kernel::Cmma));
-        kernels.extend(TileShape::for_problem(problem).into_iter().map(Kernel::Tiled));
-    }
+    let mut kernels = wanted(problem);
     kernels.retain(|kernel| check(kernel, problem, limits).is_ok());
     kernels.push(Kernel::Naive);
+    kernels
+}
+
+/// Why the device cannot run what would be better than the first of [`candidates`].
+pub fn refusals(problem: &Problem, limits: &Limits) -> Vec<GroupedError> {
+    wanted(problem).iter().map_while(|kernel| check(kernel, problem, limits).err()).collect()
+}
+
+/// What the sizes and the type ask for, best first.
+fn wanted(problem: &Problem) -> Vec<Kernel> {
+    let mut kernels = Vec::new();
+    if problem.multiplications() > SMALL {
+        if matches!(problem.dtype, DType::F16 | DType::BF16) {
+            kernels.extend(MatrixTile::for_problem(problem).map(Kernel::Cmma));
+        }
+        kernels.extend(TileShape::for_problem(problem).map(Kernel::Tiled));
+    }
     kernels
 }
 
