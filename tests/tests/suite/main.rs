@@ -1,5 +1,6 @@
 //! The suite that all backends share. One program: a CubeCL backend is compiled anew into every program that uses it.
 
+mod default_moe;
 mod expert_ffn;
 mod fused;
 mod kernels;
