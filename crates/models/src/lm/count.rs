@@ -1,7 +1,7 @@
 //! Parameters, active parameters and floating point operations of a configuration, without building the model.
 //!
 //! Conventions:
-//! - *Total*: every trainable number. A tied embedding counts once.
+//! - *Total*: every trainable number. A tied embedding counts once; default vectors, which nobody trains, do not count.
 //! - *Active*: what a token passes through, i.e. the total less the experts it does not choose. The embedding table and
 //!   the output matrix count in full, the convention behind OLMoE's 1.3 B and Mixtral's 12.9 B.
 //! - *FLOPs*: a multiplication and an addition are two; backward is twice forward.
@@ -118,7 +118,7 @@ mod tests {
     use burn::module::Module;
 
     use super::*;
-    use crate::lm::MoeLayers;
+    use crate::lm::{MoeLayers, RouterKind};
 
     fn billions(count: u64, digits: i32) -> f64 {
         let scale = 10f64.powi(digits);
@@ -187,6 +187,16 @@ mod tests {
                 .map(|layers| base().with_moe_layers(layers)),
         );
         configs
+    }
+
+    #[test]
+    fn default_vectors_are_one_per_expert_and_do_not_count() {
+        let config = LmConfig::new(11, 8, 3, 4, 6, 5).with_moe(LmMoeConfig::new(3, 2, 5));
+        let mut with = config.clone();
+        with.moe.router = RouterKind::Default;
+        assert_eq!(with.num_params(), config.num_params());
+        let floats = with.init::<Flex>(&Default::default()).num_params() as u64;
+        assert_eq!(floats, config.num_params() + 2 * 3 * 8);
     }
 
     #[test]
