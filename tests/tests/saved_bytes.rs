@@ -6,9 +6,10 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicIsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 
 use burn::tensor::{Distribution, Tensor};
+use default_moe::{DefaultMoeConfig, DefaultMoeOutput};
 use moe_layers::{MoeConfig, dispatch};
 use moe_tests::Flex as AD;
 
@@ -20,11 +21,14 @@ const SLACK: f64 = 1.1;
 struct Counting;
 
 static LIVE: AtomicIsize = AtomicIsize::new(0);
+/// Size of the largest piece since it was last set to 0.
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: every call is passed on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.fetch_add(layout.size() as isize, Ordering::Relaxed);
+        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
@@ -94,4 +98,41 @@ fn a_whole_layer_keeps_the_scores_of_its_router_besides() {
     let kept = kept_by(4 * t * d, || moe.forward(source.clone() * 0.5));
     let scores = 4.0 * (2 * t * e) as f64; // logits and probabilities, which the layer returns
     assert_within(kept, unavoidable() + scores);
+}
+
+/// Copies of the vectors that a training pass with default vectors keeps: for the router's gradient and in its update.
+const VECTOR_COPIES: usize = 2;
+
+#[test]
+fn default_vectors_keep_a_few_vectors_per_expert_besides() {
+    let _alone = ALONE.lock();
+    let (device, [t, d, f, e, k]) = (Default::default(), SHAPE);
+    let layer = DefaultMoeConfig::new(MoeConfig::new(d, f, e, k)).init::<AD>(&device);
+    let source = Tensor::<AD, 2>::random([t, d], Distribution::Default, &device).require_grad();
+    let plain = kept_by(4 * t * d, || layer.moe.forward(source.clone() * 0.5));
+    let with = kept_by(4 * t * d, || layer.forward(source.clone() * 0.5));
+    let indices = 8 * t * k;
+    let allowed = (4 * VECTOR_COPIES * e * d + indices) as f64;
+    println!("kept {:.2} MB more, allowed {:.2} MB", (with - plain) / 1e6, allowed / 1e6);
+    assert!(with - plain <= SLACK * allowed, "{} bytes more are kept, {allowed} are allowed", with - plain);
+}
+
+/// Many experts, so that `T * E * D` numbers would be far more than anything else: T, D, F, E, K.
+const MANY_EXPERTS: [usize; 5] = [512, 64, 16, 64, 1];
+
+#[test]
+fn nothing_of_size_tokens_times_experts_times_width_exists_ever() {
+    let _alone = ALONE.lock();
+    let (device, [t, d, f, e, k]) = (Default::default(), MANY_EXPERTS);
+    let mut layer = DefaultMoeConfig::new(MoeConfig::new(d, f, e, k)).init::<AD>(&device);
+    layer.vectors = layer.vectors.with_measuring(true);
+    let tokens = Tensor::<AD, 2>::random([t, d], Distribution::Default, &device).require_grad();
+    LARGEST.store(0, Ordering::Relaxed);
+    let DefaultMoeOutput { output, update, .. } = layer.forward(tokens);
+    let grads = output.square().sum().backward();
+    layer.absorb(&update.expect("a training pass"));
+    drop(grads);
+    let (largest, forbidden) = (LARGEST.load(Ordering::Relaxed), 4 * t * e * d);
+    println!("the largest piece has {largest} bytes, [T, E, D] would have {forbidden}");
+    assert!(largest > 0 && largest < forbidden / 8, "{largest} bytes in one piece");
 }
