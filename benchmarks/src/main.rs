@@ -8,6 +8,7 @@ mod alloc;
 mod args;
 mod clock;
 mod data;
+mod default_moe;
 mod error;
 mod layer;
 mod machine;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Layer(args) => layer::run(&args),
         Command::Step(args) => step::run(&args),
+        Command::DefaultMoe(args) => default_moe::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

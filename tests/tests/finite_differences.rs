@@ -122,13 +122,13 @@ fn check_default(config: MoeConfig) {
     let mut vectors: DefaultVectors<B> = DefaultOptions::new().with_beta(0.5).init(experts, width, &device);
     vectors.values = vectors.values.map(|v| tensor(&random(experts * width, 50), v.dims(), &device));
     let tokens = tensor::<B, 2>(&random(35, 1), SHAPE, &device);
-    let update = vectors.train(&moe, tokens).update.expect("a training pass");
-    compare(&moe, |moe, tokens| weighted(vectors.train_reduced(moe, tokens, |_| update.clone()).output));
+    let update = vectors.forward_training(&moe, tokens).update.expect("a training pass");
+    compare(&moe, |moe, tokens| weighted(vectors.forward_training_reduced(moe, tokens, |_| update.clone()).output));
 
     // Without a forward value to take differences of, the backward-only form is compared with the full one.
     let router_gradient = |vectors: &DefaultVectors<B>| {
         let tokens = tensor::<B, 2>(&random(35, 1), SHAPE, &device);
-        let grads = weighted(vectors.train(&moe, tokens).output).backward();
+        let grads = weighted(vectors.forward_training(&moe, tokens).output).backward();
         host(moe.router.weight.grad(&grads).expect("tracked"))
     };
     let full = router_gradient(&vectors);

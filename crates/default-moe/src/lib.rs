@@ -48,7 +48,7 @@
 //!
 //! Ours alone, beside what is marked \[D\]: gates divided by the mass of the chosen (`normalize_gates`), where the vectors'
 //! weights are divided by the same mass, `y = sum_i (pi_i / s) v_i` with `s = sum_A pi`, so that the router's gradient is
-//! `(pi_i / s) (g.v_i - 1[i in A] g.y)`; evaluation with plain top-K; [`DefaultVectors::train_reduced`].
+//! `(pi_i / s) (g.v_i - 1[i in A] g.y)`; evaluation with plain top-K; [`DefaultVectors::forward_training_reduced`].
 //!
 //! # State
 //!
@@ -64,7 +64,7 @@
 //!
 //! Sums and divisors are added, not means averaged. What differs from one large batch \[D\]: each pass fills in with
 //! vectors that its own tokens have updated, since those of the other micro-batches are not known yet. Where that
-//! matters across ranks, [`DefaultVectors::train_reduced`] reduces before the vectors are used.
+//! matters across ranks, [`DefaultVectors::forward_training_reduced`] reduces before the vectors are used.
 //!
 //! # When it helps, and how to choose beta
 //!

@@ -26,7 +26,7 @@ pub struct DefaultMoeOutput<B: MoeBackend, const N: usize> {
 }
 
 impl<B: MoeBackend> DefaultVectors<B> {
-    /// [`train`](Self::train) on a backend with gradients, [`evaluate`](Self::evaluate) on one without: what burn's
+    /// [`forward_training`](Self::forward_training) on a backend with gradients, [`forward_evaluation`](Self::forward_evaluation) on one without: what burn's
     /// dropout and batch norm do.
     ///
     /// # Shapes
@@ -39,8 +39,8 @@ impl<B: MoeBackend> DefaultVectors<B> {
     /// Panics when the last dimension is not `D`, or the vectors are not those of `moe`.
     pub fn forward<const N: usize>(&self, moe: &Moe<B>, input: Tensor<B, N>) -> DefaultMoeOutput<B, N> {
         match B::ad_enabled(&input.device()) {
-            true => self.train(moe, input),
-            false => self.evaluate(moe, input),
+            true => self.forward_training(moe, input),
+            false => self.forward_evaluation(moe, input),
         }
     }
 
@@ -49,18 +49,18 @@ impl<B: MoeBackend> DefaultVectors<B> {
     /// # Panics
     ///
     /// As [`forward`](Self::forward).
-    pub fn train<const N: usize>(&self, moe: &Moe<B>, input: Tensor<B, N>) -> DefaultMoeOutput<B, N> {
-        self.train_reduced(moe, input, |update| update)
+    pub fn forward_training<const N: usize>(&self, moe: &Moe<B>, input: Tensor<B, N>) -> DefaultMoeOutput<B, N> {
+        self.forward_training_reduced(moe, input, |update| update)
     }
 
-    /// [`train`](Self::train), with `reduce` between what this batch found out and its use: an all-reduce of
+    /// [`forward_training`](Self::forward_training), with `reduce` between what this batch found out and its use: an all-reduce of
     /// [`into_matrix`](DefaultUpdate::into_matrix) there gives every rank the vectors, and so the output, of one batch made
     /// of all of theirs. The update in the output then is that of all ranks: every rank absorbs it as it is.
     ///
     /// # Panics
     ///
     /// As [`forward`](Self::forward).
-    pub fn train_reduced<const N: usize>(
+    pub fn forward_training_reduced<const N: usize>(
         &self,
         moe: &Moe<B>,
         input: Tensor<B, N>,
@@ -81,7 +81,7 @@ impl<B: MoeBackend> DefaultVectors<B> {
     /// # Panics
     ///
     /// As [`forward`](Self::forward).
-    pub fn evaluate<const N: usize>(&self, moe: &Moe<B>, input: Tensor<B, N>) -> DefaultMoeOutput<B, N> {
+    pub fn forward_evaluation<const N: usize>(&self, moe: &Moe<B>, input: Tensor<B, N>) -> DefaultMoeOutput<B, N> {
         self.check(moe);
         let options = self.options();
         let plain = options.evaluation == Evaluation::TopK || options.form == Form::BackwardOnly;

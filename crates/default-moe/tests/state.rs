@@ -87,7 +87,7 @@ fn validation_on_either_backend_moves_nothing() {
     layer.absorb(&update);
     let before = vectors(&layer);
     assert!(layer.valid().forward(tokens(9)).update.is_none());
-    assert!(layer.vectors.evaluate(&layer.moe, tokens(9)).update.is_none());
+    assert!(layer.vectors.forward_evaluation(&layer.moe, tokens(9)).update.is_none());
     vectors(&layer).assert_eq(&before, true);
     vectors(&layer.valid()).assert_eq(&before, true);
 }
@@ -168,7 +168,7 @@ fn ranks_that_reduce_before_the_use_compute_the_output_of_one_large_batch() {
                     let sum = all_reduce.reduce(update.into_matrix().inner());
                     DefaultUpdate::from_matrix(Tensor::from_inner(sum))
                 };
-                let out = layer.vectors.train_reduced(&layer.moe, part, reduce);
+                let out = layer.vectors.forward_training_reduced(&layer.moe, part, reduce);
                 layer.absorb(&out.update.expect("training"));
                 assert_close(&vectors(&layer), expected);
                 out.output.inner()

@@ -112,7 +112,7 @@ fn frozen_evaluation_uses_the_vectors_and_top_k_does_not<B: AutodiffMoeBackend>(
     let input = tensor::<B, 2>(&numbers.tokens, [numbers.case.tokens, numbers.case.d_model], device);
     let trained = layer::<B>(&numbers, Form::Full, device);
     let evaluate = |layer: &DefaultMoe<B>| {
-        let out = layer.vectors.evaluate(&layer.moe, input.clone());
+        let out = layer.vectors.forward_evaluation(&layer.moe, input.clone());
         assert!(out.update.is_none());
         host(out.output)
     };
