@@ -118,7 +118,7 @@ fn default_vectors_keep_a_few_vectors_per_expert_besides() {
 }
 
 /// Many experts, so that `T * E * D` numbers would be far more than anything else: T, D, F, E, K.
-const MANY_EXPERTS: [usize; 5] = [512, 64, 16, 64, 1];
+const MANY_EXPERTS: [usize; 5] = [1024, 64, 16, 64, 1];
 
 #[test]
 fn nothing_of_size_tokens_times_experts_times_width_exists_ever() {

@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use moe_kernels::reference;
 use moe_kernels::{
     AutodiffMoeBackend, ExpertPlan, combine_rows, dispatch_rows, gelu, grouped_matmul, grouped_matmul_transposed,
-    grouped_outer, swiglu, top_k, unchosen,
+    grouped_outer, swiglu, top_k,
 };
 use moe_tests::{CASES, Case, LARGE_CASES, assert_close, host, on_every_backend_and_unfused, random, tensor};
 
@@ -13,7 +13,6 @@ on_every_backend_and_unfused!(
     top_k_breaks_ties_by_the_lower_index,
     top_k_survives_nan,
     top_k_gradient_reaches_the_chosen_scores_only,
-    unchosen_scores_and_their_gradient_are_all_but_the_chosen,
     a_plan_is_a_stable_sort_with_its_inverse,
     dispatch_matches_the_loop,
     combine_matches_the_loop,
@@ -74,22 +73,6 @@ fn top_k_gradient_reaches_the_chosen_scores_only<B: AutodiffMoeBackend>(device: 
     let scores = Tensor::<B, 2>::from_data([[0.1, 0.4, 0.3], [0.9, 0.5, 0.7]], device).require_grad();
     let grads = backward(top_k(scores.clone(), 2).0, &[1.0, 2.0, 3.0, 4.0]);
     assert_eq!(gradient(&scores, &grads), [0.0, 1.0, 2.0, 3.0, 0.0, 4.0]);
-}
-
-fn unchosen_scores_and_their_gradient_are_all_but_the_chosen<B: AutodiffMoeBackend>(device: &B::Device) {
-    for case in CASES.iter().chain(LARGE_CASES).filter(|case| case.tokens > 0) {
-        let (t, e, k) = (case.tokens, case.experts, case.top_k);
-        let (scores, weight) = (random(t * e, 1), random(t * e, 2));
-        let (tracked, chosen) = (tensor::<B, 2>(&scores, [t, e], device).require_grad(), case.assignment());
-        let indices = TensorData::new(chosen.iter().map(|&e| e as i64).collect(), [t, k]);
-        let rest = unchosen(tracked.clone(), Tensor::<B, 2, Int>::from_data(indices, device));
-        let clear = |values: &[f64]| {
-            let keep = |i: usize| !chosen[i / e * k..(i / e + 1) * k].contains(&(i % e));
-            values.iter().enumerate().map(|(i, &v)| if keep(i) { v } else { 0.0 }).collect::<Vec<_>>()
-        };
-        assert_eq!(host(rest.clone()), clear(&scores), "{}", case.name);
-        assert_eq!(gradient(&tracked, &backward(rest, &weight)), clear(&weight), "{}", case.name);
-    }
 }
 
 fn a_plan_is_a_stable_sort_with_its_inverse<B: AutodiffMoeBackend>(device: &B::Device) {

@@ -3,8 +3,8 @@
 use burn::backend::Flex;
 use burn::tensor::{Int, Tensor};
 use moe_kernels::{
-    Activation, ExpertPlan, FfnWeights, combine_rows, dispatch_rows, expert_ffn, expert_ffn_summing, grouped_matmul,
-    grouped_matmul_transposed, grouped_outer, swiglu, top_k, unchosen,
+    Activation, ExpertPlan, FfnWeights, combine_rows, dispatch_rows, expert_ffn, grouped_matmul,
+    grouped_matmul_transposed, grouped_outer, swiglu, top_k,
 };
 
 fn plan() -> ExpertPlan<Flex> {
@@ -116,16 +116,4 @@ fn a_bias_of_another_width_panics() {
 fn weights_of_other_experts_panic() {
     let (w_in, w_out) = (ones([2, 4, 10]), ones([2, 5, 4]));
     expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { w_in, w_out, ..weights() }, &plan());
-}
-
-#[test]
-#[should_panic(expected = "shares must be [T, K]")]
-fn shares_of_another_shape_panic() {
-    expert_ffn_summing(ones([2, 4]), ones([2, 2]), ones([2, 1]), weights(), &plan());
-}
-
-#[test]
-#[should_panic(expected = "unchosen: scores [T, E] and indices [T, K] disagree on T")]
-fn indices_for_another_number_of_scores_panic() {
-    unchosen(ones([3, 3]), Tensor::<Flex, 2, Int>::from_data([[0, 1], [2, 0]], &Default::default()));
 }
