@@ -15,14 +15,14 @@
 //!
 //! # type B = Autodiff<Flex>;
 //! # let device = Default::default();
-//! # let mut layer = DefaultMoeConfig::new(MoeConfig::new(8, 16, 4, 1)).init::<B>(&device);
+//! # let layer = DefaultMoeConfig::new(MoeConfig::new(8, 16, 4, 1)).init::<B>(&device);
 //! # let batches = [0, 1].map(|_| Tensor::<B, 2>::random([5, 8], Distribution::Default, &device));
 //! let mut optimizer = Absorbing::new(SgdConfig::new().init());
 //! let mut accumulator = GradientsAccumulator::new();
 //! for batch in batches {
 //!     let out = layer.forward(batch);
 //!     let mut gradients = GradientsParams::from_grads(out.output.mean().backward(), &layer);
-//!     register(&mut layer, out.update, &mut gradients);
+//!     register(&layer, out.update, &mut gradients);
 //!     accumulator.accumulate(&layer, gradients);
 //! }
 //! let layer: DefaultMoe<B> = optimizer.step(0.1, layer, accumulator.grads());
@@ -38,11 +38,18 @@ use crate::{DefaultMoe, DefaultUpdate, DefaultVectors};
 /// A module with layers that have default vectors.
 pub trait HasDefaultVectors<B: Backend> {
     /// The vectors of all its layers, in the order of their updates.
-    fn default_vectors(&mut self) -> Vec<&mut DefaultVectors<B>>;
+    fn default_vectors(&self) -> Vec<&DefaultVectors<B>>;
+
+    /// The same, to change.
+    fn default_vectors_mut(&mut self) -> Vec<&mut DefaultVectors<B>>;
 }
 
 impl<B: Backend> HasDefaultVectors<B> for DefaultMoe<B> {
-    fn default_vectors(&mut self) -> Vec<&mut DefaultVectors<B>> {
+    fn default_vectors(&self) -> Vec<&DefaultVectors<B>> {
+        vec![&self.vectors]
+    }
+
+    fn default_vectors_mut(&mut self) -> Vec<&mut DefaultVectors<B>> {
         vec![&mut self.vectors]
     }
 }
@@ -53,7 +60,7 @@ impl<B: Backend> HasDefaultVectors<B> for DefaultMoe<B> {
 ///
 /// Panics unless there is one update for each layer.
 pub fn register<B: AutodiffBackend>(
-    module: &mut impl HasDefaultVectors<B>,
+    module: &impl HasDefaultVectors<B>,
     updates: impl IntoIterator<Item = DefaultUpdate<B>>,
     gradients: &mut GradientsParams,
 ) {
@@ -108,7 +115,7 @@ fn absorb<B: AutodiffBackend>(
     module: &mut impl HasDefaultVectors<B>,
     mut take: impl FnMut(&DefaultVectors<B>) -> Option<Tensor<B::InnerBackend, 2>>,
 ) {
-    for vectors in module.default_vectors() {
+    for vectors in module.default_vectors_mut() {
         if let Some(matrix) = take(vectors) {
             let device = vectors.devices().remove(0);
             vectors.absorb(&DefaultUpdate::from_matrix(Tensor::from_inner(matrix)).to_device(&device));
@@ -140,7 +147,7 @@ mod tests {
     }
 
     /// Gradients with the update among them, and the update.
-    fn pass(layer: &mut DefaultMoe<B>, batch: Tensor<B, 2>) -> (GradientsParams, DefaultUpdate<B>) {
+    fn pass(layer: &DefaultMoe<B>, batch: Tensor<B, 2>) -> (GradientsParams, DefaultUpdate<B>) {
         let out = layer.forward(batch);
         let update = out.update.expect("training");
         let mut grads = GradientsParams::from_grads(out.output.sum().backward(), layer);
@@ -162,10 +169,10 @@ mod tests {
 
     #[test]
     fn a_step_is_that_of_the_bare_optimizer_and_one_absorption() {
-        let mut layer = layer();
+        let layer = layer();
         let batch = batch(9);
-        let (grads, update) = pass(&mut layer, batch.clone());
-        let expected = by_hand(layer.clone(), update, pass(&mut layer, batch).0);
+        let (grads, update) = pass(&layer, batch.clone());
+        let expected = by_hand(layer.clone(), update, pass(&layer, batch).0);
         let found = Absorbing::new(SgdConfig::new().init()).step(0.1, layer, grads);
         for (found, expected) in values(&found).iter().zip(&values(&expected)) {
             found.assert_eq(expected, true);
@@ -174,8 +181,8 @@ mod tests {
 
     #[test]
     fn accumulated_gradients_carry_the_merged_update() {
-        let mut layer = layer();
-        let ((first, a), (second, b)) = (pass(&mut layer, batch(5)), pass(&mut layer, batch(8)));
+        let layer = layer();
+        let ((first, a), (second, b)) = (pass(&layer, batch(5)), pass(&layer, batch(8)));
         let mut accumulator = GradientsAccumulator::new();
         accumulator.accumulate(&layer, first);
         accumulator.accumulate(&layer, second);
@@ -186,9 +193,9 @@ mod tests {
 
     #[test]
     fn gradients_of_several_devices_carry_the_merged_update() {
-        let mut layer = layer();
+        let layer = layer();
         let device = layer.devices()[0].id();
-        let ((first, a), (second, b)) = (pass(&mut layer, batch(5)), pass(&mut layer, batch(8)));
+        let ((first, a), (second, b)) = (pass(&layer, batch(5)), pass(&layer, batch(8)));
         let grads = MultiGradientsParams { grads: vec![(first, device), (second, device)] };
         let expected = layer.vectors.updated(&a.merge(b)).into_data();
         let stepped: DefaultMoe<B> = Absorbing::new(SgdConfig::new().init()).step_multi(0.1, layer, grads);
@@ -206,6 +213,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "one update for each layer")]
     fn a_missing_update_panics() {
-        register(&mut layer(), None, &mut GradientsParams::new());
+        register(&layer(), None, &mut GradientsParams::new());
     }
 }

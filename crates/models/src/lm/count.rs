@@ -26,7 +26,8 @@ impl LmConfig {
 
     /// Floating point operations to train on one token of a full sequence, forward and backward.
     ///
-    /// 6 for every active weight of a matrix product (so not for the embedding look-up), and
+    /// 6 for every active weight of a matrix product (so not for the embedding look-up; nor for default vectors, whose
+    /// product adds `4 E D` a layer), and
     /// `12 * num_layers * num_heads * head_dim * max_seq_len` for attention, counted as if it were not causal
     /// ([Chowdhery et al., 2022](https://arxiv.org/abs/2204.02311), appendix B).
     pub fn train_flops_per_token(&self) -> u64 {

@@ -7,7 +7,11 @@ use default_moe::{DefaultUpdate, DefaultVectors, Evaluation};
 use super::Lm;
 
 impl<B: Backend> HasDefaultVectors<B> for Lm<B> {
-    fn default_vectors(&mut self) -> Vec<&mut DefaultVectors<B>> {
+    fn default_vectors(&self) -> Vec<&DefaultVectors<B>> {
+        self.blocks.iter().filter_map(|block| block.feed_forward.default_vectors.as_ref()).collect()
+    }
+
+    fn default_vectors_mut(&mut self) -> Vec<&mut DefaultVectors<B>> {
         self.blocks.iter_mut().filter_map(|block| block.feed_forward.default_vectors.as_mut()).collect()
     }
 }
@@ -21,7 +25,7 @@ impl<B: Backend> Lm<B> {
     ///
     /// Panics unless there is one update for each layer with default vectors.
     pub fn absorb(&mut self, updates: &[DefaultUpdate<B>]) {
-        let layers = self.default_vectors();
+        let layers = self.default_vectors_mut();
         assert_eq!(layers.len(), updates.len(), "Lm: there must be one update for each layer with default vectors");
         for (vectors, update) in layers.into_iter().zip(updates) {
             vectors.absorb(update);
@@ -40,7 +44,7 @@ impl<B: Backend> Lm<B> {
     }
 
     fn each(&mut self, change: impl Fn(DefaultVectors<B>) -> DefaultVectors<B>) {
-        for vectors in self.default_vectors() {
+        for vectors in self.default_vectors_mut() {
             *vectors = change(vectors.clone());
         }
     }

@@ -49,9 +49,7 @@ impl<B: AutodiffMoeBackend> DefaultUpdates<B> {
 
     /// Writes what they do to the vectors of `model` into the records of their layers.
     pub(super) fn write_stats(&self, model: &Lm<B>, records: &mut [LayerRecord]) {
-        let mut model = model.clone();
-        let vectors = model.default_vectors();
-        for (found, vectors) in self.0.iter().zip(vectors) {
+        for (found, vectors) in self.0.iter().zip(model.default_vectors()) {
             if let Some(record) = records.iter_mut().find(|record| record.layer == found.layer) {
                 let stats = DefaultVectorStats::of_step(vectors, &found.update, found.energy.clone());
                 record.default = Some(stats);

@@ -299,8 +299,7 @@ mod tests {
     }
 
     fn vectors(model: &Lm<AD>) -> Vec<f32> {
-        let vectors = model.clone().default_vectors().remove(0).values.to_data();
-        vectors.to_vec().expect("f32")
+        model.default_vectors()[0].values.to_data().to_vec().expect("f32")
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! `default-moe` against loops in f64, numbers worked out by hand and an implementation in PyTorch.
 
 mod by_hand;
+#[cfg(feature = "flex")]
+mod low_precision;
 mod oracle;
 mod torch;
 

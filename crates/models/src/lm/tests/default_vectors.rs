@@ -13,7 +13,7 @@ fn config() -> LmConfig {
 }
 
 fn values<B: MoeBackend>(model: &Lm<B>) -> Vec<TensorData> {
-    model.clone().default_vectors().iter().map(|vectors| vectors.values.to_data()).collect()
+    model.default_vectors().iter().map(|vectors| vectors.values.to_data()).collect()
 }
 
 fn updates(model: &Lm<AD>) -> Vec<DefaultUpdate<AD>> {
