@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::args::DefaultMoeArgs;
 use crate::clock::{Clock, Spread, Time};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layer::{Shape, paired};
 use crate::machine::Machine;
 use crate::session::{self, ON_GPU, Session};
@@ -47,6 +47,9 @@ struct Comparison {
 ///
 /// A device or a file that cannot be used, an unknown preset, and every wrong result.
 pub(crate) fn run(args: &DefaultMoeArgs) -> Result<()> {
+    if args.common.torch.is_some() {
+        return Err(Error::new("PyTorch has no part in this comparison: leave --torch out"));
+    }
     let session = Session::open(&args.common, Dtype::F32)?;
     let machine = Machine::here(&session.device_name);
     println!("{}", machine.line());

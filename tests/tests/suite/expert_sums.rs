@@ -99,7 +99,7 @@ fn run<B: AutodiffMoeBackend>(case: &Case, activation: Activation, summing: bool
 fn summing_changes_neither_values_nor_gradients<B: AutodiffMoeBackend>(device: &B::Device) {
     for (activation, _) in VARIANTS {
         let (summed, plain) =
-            (run::<B>(&CASES[1], activation, true, device), run(&CASES[1], activation, false, device));
+            (run::<B>(&CASES[1], activation, true, device), run::<B>(&CASES[1], activation, false, device));
         assert_eq!(summed[..4], plain[..], "{activation:?}");
     }
 }
