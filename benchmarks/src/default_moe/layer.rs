@@ -86,8 +86,7 @@ fn verify(layer: &DefaultMoe<Training>, tokens: Tensor<Training, 2>) -> Result<(
         let found = update.sums.clone().inner().slice([expert..expert + 1, 0..width]);
         let scale = expected.clone().abs().max().into_scalar().max(1.0);
         let error = (found - expected).abs().max().into_scalar() / scale;
-        // Written so that a NaN fails.
-        if !(f64::from(error) <= moe_tests::RELATIVE) {
+        if error.is_nan() || f64::from(error) > moe_tests::RELATIVE {
             let message = format!("the sum of expert {expert} has a relative error of {error:e}");
             return Err(Error::of("wrong result, so nothing is timed", message));
         }

@@ -35,24 +35,24 @@ pub(super) fn compare(preset: &str, clock: Clock, args: &CommonArgs, device: &De
 }
 
 /// A model in training.
-struct Arm {
+struct Arm<'a> {
     /// Empty only while a step is taken.
     trainee: Option<Trainee<Training>>,
     batch: Batch,
     clip_norm: f64,
-    device: Device,
+    device: &'a Device,
     state_bytes: u64,
 }
 
-impl Arm {
-    fn new(preset: &str, router: RouterKind, device: &Device) -> Result<Self> {
+impl<'a> Arm<'a> {
+    fn new(preset: &str, router: RouterKind, device: &'a Device) -> Result<Self> {
         let mut config = TrainConfig::preset(preset).map_err(Error::new)?;
         config.model.moe.router = router;
         let numbers = config.model.num_moe_layers() * config.model.moe.num_experts * config.model.d_model;
         let clip_norm = config.optim.clip_norm;
         let trainee = Some(Trainee::new(&config, device));
         let batch = batch(&config);
-        Ok(Self { trainee, batch, clip_norm, device: device.clone(), state_bytes: 4 * numbers as u64 })
+        Ok(Self { trainee, batch, clip_norm, device, state_bytes: 4 * numbers as u64 })
     }
 
     fn step(&mut self) -> Result<Time> {
@@ -60,8 +60,8 @@ impl Arm {
         let trainee = self.trainee.take().expect("a trainee between steps");
         let batch = std::iter::once(self.batch.clone());
         let (stepped, time) = timed(|| {
-            let stepped = trainee.step(batch, &settings, &self.device);
-            wait::<Training>(&self.device).map(|()| stepped)
+            let stepped = trainee.step(batch, &settings, self.device);
+            wait::<Training>(self.device).map(|()| stepped)
         });
         let (trainee, _) = stepped?.map_err(|NotFinite(what)| Error::new(format!("the {what} is not finite")))?;
         self.trainee = Some(trainee);
