@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Layer(LayerArgs),
     /// A whole training step of a small language model, in tokens per second
     Step(StepArgs),
+    /// What default vectors cost beside plain top-K: layers, and training steps of a preset of moe-train
+    DefaultMoe(DefaultMoeArgs),
 }
 
 /// Options of `moe-bench layer`.
@@ -53,6 +55,19 @@ pub(crate) struct StepArgs {
     /// Which models to train. Default: all
     #[arg(long, value_enum, value_name = "NAME", num_args = 1..)]
     pub(crate) config: Vec<Preset>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// Options of `moe-bench default-moe`.
+#[derive(Args, Debug)]
+pub(crate) struct DefaultMoeArgs {
+    /// A letter of the catalogue, or five numbers T,D,F,E,K. Default: A B C D
+    #[arg(long, value_name = "T,D,F,E,K|LETTER", num_args = 1..)]
+    pub(crate) shape: Vec<Shape>,
+    /// The preset of moe-train whose training steps are measured; none: only layers
+    #[arg(long, value_name = "PRESET", default_value = "small")]
+    pub(crate) preset: String,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }
@@ -117,7 +132,7 @@ mod tests {
         let words = ["moe-bench", "layer"].into_iter().chain(line.split_whitespace());
         match Cli::try_parse_from(words).map_err(|error| error.to_string())?.command {
             Command::Layer(args) => Ok(args),
-            Command::Step(_) => unreachable!("the line says layer"),
+            _ => unreachable!("the line says layer"),
         }
     }
 

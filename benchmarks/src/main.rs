@@ -7,6 +7,7 @@
 mod args;
 mod clock;
 mod data;
+mod default_moe;
 mod error;
 mod layer;
 mod machine;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Layer(args) => layer::run(&args),
         Command::Step(args) => step::run(&args),
+        Command::DefaultMoe(args) => default_moe::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,10 +1,11 @@
-//! The system's allocator with a counter: how many bytes are alive now. A program that counts makes it its own:
+//! The system's allocator with a counter: how many bytes are alive now, and the largest piece. A program that counts makes it its own:
 //! `#[global_allocator] static ALLOCATOR: CountingAllocator = CountingAllocator;`
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering::Relaxed};
 
 static LIVE: AtomicIsize = AtomicIsize::new(0);
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
 /// [`System`], counting.
 #[derive(Debug)]
@@ -13,6 +14,16 @@ pub struct CountingAllocator;
 /// Bytes allocated and not yet freed, by all threads; 0 unless the program's allocator is [`CountingAllocator`].
 pub fn live_bytes() -> isize {
     LIVE.load(Relaxed)
+}
+
+/// Size of the largest piece of memory since the last call.
+pub fn take_largest_piece() -> usize {
+    LARGEST.swap(0, Relaxed)
+}
+
+fn count_piece(bytes: usize) {
+    LARGEST.fetch_max(bytes, Relaxed);
+    count(bytes as isize);
 }
 
 fn count(bytes: isize) {
@@ -24,7 +35,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let memory = unsafe { System.alloc(layout) };
         if !memory.is_null() {
-            count(layout.size() as isize);
+            count_piece(layout.size());
         }
         memory
     }
@@ -33,7 +44,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         let memory = unsafe { System.alloc_zeroed(layout) };
         if !memory.is_null() {
-            count(layout.size() as isize);
+            count_piece(layout.size());
         }
         memory
     }
@@ -46,7 +57,8 @@ unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let moved = unsafe { System.realloc(memory, layout, new_size) };
         if !moved.is_null() {
-            count(new_size as isize - layout.size() as isize);
+            count_piece(new_size);
+            count(-(layout.size() as isize));
         }
         moved
     }

@@ -9,7 +9,7 @@ mod backends;
 mod cases;
 mod compare;
 
-pub use alloc::{CountingAllocator, live_bytes};
+pub use alloc::{CountingAllocator, live_bytes, take_largest_piece};
 pub use backends::*;
 pub use cases::{BENCHES, CASES, Case, GPU_BENCHES, LARGE_CASES};
 pub use compare::{

@@ -8,6 +8,7 @@
 use burn::backend::{Autodiff, NdArray};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
+use default_moe::{DefaultOptions, DefaultVectors, Form};
 use moe_layers::{Activation, Moe, MoeConfig};
 use moe_tests::{host, random, tensor};
 
@@ -21,8 +22,11 @@ const SHAPE: [usize; 2] = [7, 5];
 
 fn loss(moe: &Moe<B>, tokens: Tensor<B, 2>) -> Tensor<B, 1> {
     let out = moe.forward(tokens);
-    let weight = tensor::<B, 2>(&random(35, 2), SHAPE, &Default::default());
-    (out.output * weight).sum() + out.losses.weighted()
+    weighted(out.output) + out.losses.weighted()
+}
+
+fn weighted(output: Tensor<B, 2>) -> Tensor<B, 1> {
+    (output * tensor::<B, 2>(&random(35, 2), SHAPE, &Default::default())).sum()
 }
 
 /// Adds `amount` to element `index` of the parameter number `param`.
@@ -63,10 +67,13 @@ impl ModuleVisitor<B> for Collect<'_> {
 
 fn check(config: MoeConfig) {
     let moe: Moe<B> = config.with_balance_coef(0.7).with_z_coef(0.3).init(&Default::default());
-    let moe = randomize(moe);
-    let tokens = tensor::<B, 2>(&random(35, 1), SHAPE, &Default::default()).require_grad();
+    compare(&randomize(moe), loss);
+}
 
-    let grads = loss(&moe, tokens.clone()).backward();
+/// The gradients of `loss` by autodiff and by differences.
+fn compare(moe: &Moe<B>, loss: impl Fn(&Moe<B>, Tensor<B, 2>) -> Tensor<B, 1>) {
+    let tokens = tensor::<B, 2>(&random(35, 1), SHAPE, &Default::default()).require_grad();
+    let grads = loss(moe, tokens.clone()).backward();
     let mut collect = Collect { grads: &grads, all: Vec::new() };
     moe.visit(&mut collect);
 
@@ -116,4 +123,39 @@ fn relu_experts_match_finite_differences() {
 fn renormalised_gates_and_biases_match_finite_differences() {
     let config = MoeConfig::new(5, 3, 4, 3).with_normalize_gates(true).with_bias(true);
     check(config.with_activation(Activation::Gelu));
+}
+
+/// Default vectors are constants of the gradient: the differences are taken with the batch's update held fixed.
+fn check_default(config: MoeConfig) {
+    let device = Default::default();
+    let (experts, width) = (config.num_experts, config.d_model);
+    let moe = randomize(config.init(&device));
+    let mut vectors: DefaultVectors<B> = DefaultOptions::new().with_beta(0.5).init(experts, width, &device);
+    vectors.values = vectors.values.map(|v| tensor(&random(experts * width, 50), v.dims(), &device));
+    let tokens = tensor::<B, 2>(&random(35, 1), SHAPE, &device);
+    let update = vectors.forward_training(&moe, tokens).update.expect("a training pass");
+    compare(&moe, |moe, tokens| weighted(vectors.forward_training_reduced(moe, tokens, |_| update.clone()).output));
+
+    // Without a forward value to take differences of, the backward-only form is compared with the full one.
+    let router_gradient = |vectors: &DefaultVectors<B>| {
+        let tokens = tensor::<B, 2>(&random(35, 1), SHAPE, &device);
+        let grads = weighted(vectors.forward_training(&moe, tokens).output).backward();
+        host(moe.router.weight.grad(&grads).expect("tracked"))
+    };
+    let full = router_gradient(&vectors);
+    let backward_only = router_gradient(&vectors.clone().with_form(Form::BackwardOnly));
+    for (full, backward_only) in full.iter().zip(backward_only) {
+        assert!((full - backward_only).abs() < TOLERANCE, "{full} against {backward_only}");
+    }
+}
+
+#[test]
+fn default_vectors_match_finite_differences() {
+    check_default(MoeConfig::new(5, 3, 4, 1));
+    check_default(MoeConfig::new(5, 3, 4, 2).with_activation(Activation::Gelu).with_bias(true));
+}
+
+#[test]
+fn default_vectors_with_renormalised_gates_match_finite_differences() {
+    check_default(MoeConfig::new(5, 3, 4, 2).with_normalize_gates(true));
 }

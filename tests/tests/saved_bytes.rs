@@ -7,8 +7,9 @@
 use std::sync::Mutex;
 
 use burn::tensor::{Distribution, Tensor};
+use default_moe::{DefaultMoeConfig, DefaultMoeOutput};
 use moe_layers::{MoeConfig, dispatch};
-use moe_tests::{CountingAllocator, Flex as AD, live_bytes};
+use moe_tests::{CountingAllocator, Flex as AD, live_bytes, take_largest_piece};
 
 /// Shape B of the layer benchmark: T, D, F, E, K.
 const SHAPE: [usize; 5] = [2048, 512, 128, 64, 8];
@@ -88,4 +89,41 @@ fn memory_is_counted_while_it_is_alive() {
     let freed = live_bytes() - before;
     let near = |bytes: isize, expected: usize| bytes.abs_diff(expected as isize) < BIG / 64;
     assert!(near(held, BIG) && near(shrunk, BIG / 2) && near(freed, 0), "{held} {shrunk} {freed}");
+}
+
+/// Copies of the vectors that a training pass with default vectors keeps: for the router's gradient and in its update.
+const VECTOR_COPIES: usize = 2;
+
+#[test]
+fn default_vectors_keep_a_few_vectors_per_expert_besides() {
+    let _alone = ALONE.lock();
+    let (device, [t, d, f, e, k]) = (Default::default(), SHAPE);
+    let layer = DefaultMoeConfig::new(MoeConfig::new(d, f, e, k)).init::<AD>(&device);
+    let source = Tensor::<AD, 2>::random([t, d], Distribution::Default, &device).require_grad();
+    let plain = kept_by(4 * t * d, || layer.moe.forward(source.clone() * 0.5));
+    let with = kept_by(4 * t * d, || layer.forward(source.clone() * 0.5));
+    let indices = 8 * t * k;
+    let allowed = (4 * VECTOR_COPIES * e * d + indices) as f64;
+    println!("kept {:.2} MB more, allowed {:.2} MB", (with - plain) / 1e6, allowed / 1e6);
+    assert!(with - plain <= SLACK * allowed, "{} bytes more are kept, {allowed} are allowed", with - plain);
+}
+
+/// Many experts, so that `T * E * D` numbers would be far more than anything else: T, D, F, E, K.
+const MANY_EXPERTS: [usize; 5] = [1024, 64, 16, 64, 1];
+
+#[test]
+fn nothing_of_size_tokens_times_experts_times_width_exists_ever() {
+    let _alone = ALONE.lock();
+    let (device, [t, d, f, e, k]) = (Default::default(), MANY_EXPERTS);
+    let mut layer = DefaultMoeConfig::new(MoeConfig::new(d, f, e, k)).init::<AD>(&device);
+    layer.vectors = layer.vectors.with_measuring(true);
+    let tokens = Tensor::<AD, 2>::random([t, d], Distribution::Default, &device).require_grad();
+    take_largest_piece();
+    let DefaultMoeOutput { output, update, .. } = layer.forward(tokens);
+    let grads = output.square().sum().backward();
+    layer.absorb(&update.expect("a training pass"));
+    drop(grads);
+    let (largest, forbidden) = (take_largest_piece(), 4 * t * e * d);
+    println!("the largest piece has {largest} bytes, [T, E, D] would have {forbidden}");
+    assert!(largest > 0 && largest < forbidden / 8, "{largest} bytes in one piece");
 }

@@ -51,7 +51,7 @@ fn subcommands(program: Program) -> &'static [&'static str] {
         Program::Eval => &["eval"],
         Program::Generate => &["generate"],
         Program::Report => &["report"],
-        Program::Bench => &["layer", "step"],
+        Program::Bench => &["layer", "step", "default-moe"],
     }
 }
 

@@ -33,7 +33,7 @@ const RULES: &[Rule] = &[
     rule("moe-examples", EVERYTHING),
     rule("moe-tests", EVERYTHING),
     // The catalogue of cases is the suite's: what is timed is what is tested.
-    rule("moe-bench", &["moe-kernels", "moe-layers", "moe-models", "moe-train", "moe-tests"]),
+    rule("moe-bench", &["moe-kernels", "moe-layers", "default-moe", "moe-models", "moe-train", "moe-tests"]),
     // Nothing that takes longer than seconds to build.
     Rule { package: "xtask", sees: &[], external: Some(&["clap", "serde_json"]) },
 ];

@@ -13,6 +13,7 @@ mod layers;
 mod metadata;
 mod paths;
 mod program;
+mod reproduce;
 mod suite;
 
 use std::path::PathBuf;
@@ -46,6 +47,8 @@ enum Task {
     Report(Passed),
     /// Measures layers or training steps [--backend ..] layer|step [options of moe-bench]
     Bench(Passed),
+    /// Carries out a study: a grid of training runs that resumes, its raw results and a report
+    Reproduce(reproduce::ReproduceArgs),
     /// Runs the cross-backend suite (package `moe-tests`) on one backend
     Test {
         /// The backend to test, the only one that is compiled in
@@ -103,6 +106,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Generate(_) => program::run(Program::Generate, arguments()),
         Task::Report(_) => program::run(Program::Report, arguments()),
         Task::Bench(_) => program::run(Program::Bench, arguments()),
+        Task::Reproduce(args) => reproduce::run(&args),
         Task::Test { backend, args } => suite::run(backend, &args),
         Task::Check { checks } => checks::run(&checks),
         Task::HelpTexts { write } => help::compare(write),

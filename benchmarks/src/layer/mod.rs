@@ -1,13 +1,13 @@
 //! One layer: how long forward and backward take beside the bare matrix products, and what they keep in memory.
 
-mod contest;
+pub(crate) mod contest;
 mod floor;
 mod matrix;
 mod ours;
-mod problem;
+pub(crate) mod problem;
 mod products;
 mod record;
-mod saved;
+pub(crate) mod saved;
 mod shape;
 mod torch_side;
 mod verify;

@@ -29,7 +29,7 @@ pub(crate) fn saved_bytes<B: AutodiffMoeBackend>(problem: &Problem<B>) -> SavedB
 
 /// Bytes that are alive because of what `forward` returned, without the output's own numbers. The first call pays for
 /// what is made once, so the second is measured.
-fn kept<B: AutodiffMoeBackend, T>(forward: impl Fn() -> T, output: impl Fn(&T) -> &Tensor<B, 2>) -> u64 {
+pub(crate) fn kept<B: AutodiffMoeBackend, T>(forward: impl Fn() -> T, output: impl Fn(&T) -> &Tensor<B, 2>) -> u64 {
     drop(forward());
     let before = live_bytes();
     let result = forward();

@@ -93,3 +93,17 @@ pub struct FfnGrads<B: Backend> {
     /// `[E, D]`.
     pub b_out: Option<FloatTensor<B>>,
 }
+
+/// Result of [`moe_expert_ffn_summing`](crate::MoeBackend::moe_expert_ffn_summing).
+#[derive(Debug, Clone)]
+pub struct FfnSummed<B: Backend> {
+    /// `[T, D]`.
+    pub output: FloatTensor<B>,
+    /// `x W_in + b_in` of every row, `[R, C]`, for the backward pass.
+    pub pre_activation: FloatTensor<B>,
+    /// Outputs of each expert before the gate, times their shares, summed over its rows: `[E, D]`, f32 (f64 if the
+    /// tokens are).
+    pub sums: FloatTensor<B>,
+    /// Shares of each expert, summed over its rows: `[E]`, dtype of `sums`.
+    pub totals: FloatTensor<B>,
+}

@@ -7,6 +7,7 @@
 //! | function | forward | backward |
 //! |---|---|---|
 //! | [`top_k`] | the `K` largest of each row, lower index first on a tie | gradient to the chosen scores only |
+//! | [`unchosen`] | zero at the chosen scores of each row | the same op |
 //! | [`ExpertPlan::new`] | counting sort of the `T * K` slots by expert | none: integers |
 //! | [`dispatch_rows`] | row `r` is the token of the `r`-th sorted slot | gather and a sum over `K` |
 //! | [`grouped_matmul`], [`grouped_matmul_transposed`], [`grouped_outer`] | each expert's rows times its own matrix, its transpose, or other rows | each one's gradients are the other two |
@@ -14,6 +15,7 @@
 //! | [`gelu`] | `x * cdf(x)`, exact | exact (burn 0.21's own is that of the tanh approximation on most backends) |
 //! | [`combine_rows`] | gather and a gate-weighted sum over `K` | gather; row-wise dot for the gates |
 //! | [`expert_ffn`] | all of it between the router and the residual in one op | keeps the pre-activation only |
+//! | [`expert_ffn_summing`] | with each expert's outputs summed over the batch | the same; the sums are constants |
 //! | [`rms_norm`], [`layer_norm`] | rows to mean square (or variance) 1, gain, shift | saves its inputs only |
 //! | [`softmax_rows`], [`log_sum_exp_rows`] | of each row | from the output; from the input |
 //! | [`cross_entropy_rows`] | `log sum exp - logit of the target` | softmax minus one-hot, in one pass |
@@ -119,11 +121,11 @@ pub mod reference;
 
 pub use activation::Activation;
 pub use adamw::AdamWStep;
-pub use ffn::{FfnGrads, FfnNeeds, FfnSaved, FfnWeights};
+pub use ffn::{FfnGrads, FfnNeeds, FfnSaved, FfnSummed, FfnWeights};
 pub use functions::{
-    adamw_step, causal_attention, combine_rows, cross_entropy_rows, dispatch_rows, expert_ffn, gelu, grouped_matmul,
-    grouped_matmul_transposed, grouped_outer, layer_norm, linear, log_sum_exp_rows, rms_norm, rotary, softmax_rows,
-    sum_of_squares, swiglu, top_k,
+    adamw_step, causal_attention, combine_rows, cross_entropy_rows, dispatch_rows, expert_ffn, expert_ffn_summing,
+    gelu, grouped_matmul, grouped_matmul_transposed, grouped_outer, layer_norm, linear, log_sum_exp_rows, rms_norm,
+    rotary, softmax_rows, sum_of_squares, swiglu, top_k, unchosen,
 };
 pub use ops::{AutodiffMoeBackend, MoeBackend};
 pub use plan::ExpertPlan;

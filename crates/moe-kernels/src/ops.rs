@@ -3,7 +3,7 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use crate::{AdamWStep, ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnWeights, portable};
+use crate::{AdamWStep, ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnSummed, FfnWeights, portable};
 
 /// A burn backend with the ops of a Mixture-of-Experts layer.
 ///
@@ -26,6 +26,12 @@ pub trait MoeBackend: Backend {
     /// distinct within a row.
     fn moe_top_k_backward(grad: FloatTensor<Self>, indices: IntTensor<Self>, num_experts: usize) -> FloatTensor<Self> {
         portable::top_k_backward::<Self>(grad, indices, num_experts)
+    }
+
+    /// `scores` `[T, E]` with zeros at the `indices` `[T, K]` of their rows, which are distinct within a row. Its own
+    /// gradient.
+    fn moe_unchosen(scores: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
+        portable::unchosen::<Self>(scores, indices)
     }
 
     /// Counting sort, stable, of the slots `[T, K]` by expert. See [`ExpertPlan::new`].
@@ -122,6 +128,19 @@ pub trait MoeBackend: Backend {
         plan: &ExpertPlan<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         portable::expert_ffn::<Self>(tokens, gates, weights, plan)
+    }
+
+    /// [`moe_expert_ffn_saving`](Self::moe_expert_ffn_saving), and what each expert put out over the batch: each row's
+    /// output, before its gate, times its share out of `shares` `[T, K]`. See
+    /// [`expert_ffn_summing`](crate::expert_ffn_summing).
+    fn moe_expert_ffn_summing(
+        tokens: FloatTensor<Self>,
+        gates: FloatTensor<Self>,
+        shares: FloatTensor<Self>,
+        weights: FfnWeights<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FfnSummed<Self> {
+        portable::expert_ffn_summing::<Self>(tokens, gates, shares, weights, plan)
     }
 
     /// Gradients of [`moe_expert_ffn`](Self::moe_expert_ffn) from that of its output, `[T, D]`.

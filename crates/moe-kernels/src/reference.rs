@@ -188,6 +188,25 @@ pub fn expert_ffn(problem: &ExpertFfn, grad: &[f64]) -> (Vec<f64>, [Vec<f64>; 6]
     (output, grads)
 }
 
+/// Outputs of each expert before the gate, times their shares `[T * K]`, and the shares, summed slot by slot: `[E, D]` and
+/// `[E]`.
+pub fn expert_sums(problem: &ExpertFfn, shares: &[f64], num_experts: usize) -> (Vec<f64>, Vec<f64>) {
+    let d = problem.d_model;
+    let (mut sums, mut totals) = (vec![0.0; num_experts * d], vec![0.0; num_experts]);
+    for (slot, &e) in problem.experts.iter().enumerate() {
+        let mut alone = problem.clone();
+        let token = slot / problem.top_k;
+        alone.inputs[0] = problem.inputs[0][token * d..(token + 1) * d].to_vec();
+        (alone.inputs[1], alone.experts, alone.top_k) = (vec![1.0], vec![e], 1);
+        let (output, _) = expert_ffn(&alone, &vec![0.0; d]);
+        for (sum, y) in sums[e * d..(e + 1) * d].iter_mut().zip(output) {
+            *sum += shares[slot] * y;
+        }
+        totals[e] += shares[slot];
+    }
+    (sums, totals)
+}
+
 /// Number `j` of the activations of `z` `[C]`.
 fn activate(activation: Activation, z: &[f64], j: usize, f: usize) -> f64 {
     match activation {

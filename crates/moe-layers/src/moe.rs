@@ -95,14 +95,33 @@ impl<B: MoeBackend> Moe<B> {
     ///
     /// Panics when the last dimension is not `D`.
     pub fn forward<const N: usize>(&self, input: Tensor<B, N>) -> MoeOutput<B, N> {
+        self.forward_with(input, |tokens, routing| (dispatch::grouped(tokens, &self.experts, routing), ())).0
+    }
+
+    /// [`forward`](Self::forward) with `serve` in the place of dispatch: it takes the tokens `[T, D]` and the decision
+    /// about them to the experts' part of the output, `[T, D]`, and to whatever else it finds.
+    ///
+    /// # Panics
+    ///
+    /// Panics when the last dimension is not `D`.
+    pub fn forward_with<const N: usize, R>(
+        &self,
+        input: Tensor<B, N>,
+        serve: impl FnOnce(Tensor<B, 2>, &Routing<B>) -> (Tensor<B, 2>, R),
+    ) -> (MoeOutput<B, N>, R) {
         let shape = input.dims();
         let d_model = shape[N - 1];
         let num_tokens = shape[..N - 1].iter().product::<usize>();
         let tokens: Tensor<B, 2> = input.reshape([num_tokens, d_model]);
 
         let routing = self.router.forward(tokens.clone());
-        let output = dispatch::grouped(tokens, &self.experts, &routing).reshape(shape);
-        MoeOutput { output, losses: self.losses(&routing), routing }
+        let (output, found) = serve(tokens, &routing);
+        (MoeOutput { output: output.reshape(shape), losses: self.losses(&routing), routing }, found)
+    }
+
+    /// Whether a gate is the probability of its expert, and not divided by the sum of those that were chosen.
+    pub fn gates_are_probs(&self) -> bool {
+        !self.router.normalizes_gates()
     }
 
     fn losses(&self, routing: &Routing<B>) -> MoeLosses<B> {

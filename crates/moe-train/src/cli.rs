@@ -46,6 +46,15 @@ pub enum CheckpointChoice {
     Best,
 }
 
+/// What default vectors do in a measurement.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EvaluationChoice {
+    /// They stand in for experts, as they did in training.
+    Frozen,
+    /// Nothing: plain top-K.
+    TopK,
+}
+
 /// Options of `moe-train train`.
 #[derive(Args, Debug, Default)]
 pub struct TrainArgs {
@@ -105,6 +114,9 @@ pub struct EvalArgs {
     /// Batches to measure, spread over the text; without it, all of the text
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub batches: Option<u32>,
+    /// What default vectors do; without it, what the run's moe.default.evaluation says
+    #[arg(long, value_enum)]
+    pub default_vectors: Option<EvaluationChoice>,
     /// Device: default, cpu (a software adapter of wgpu) or the number of a GPU
     #[arg(long, value_name = "DEVICE", default_value = "default")]
     pub device: DeviceChoice,

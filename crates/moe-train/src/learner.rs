@@ -1,13 +1,16 @@
 //! The language model in burn's `Learner`, for whoever prefers it to [`train`](crate::trainer::train).
 //!
 //! The program has its own loop (`docs/decisions/0002-own-training-loop.md`). [`LearnerLm`] takes the same [`Batch`]es
-//! to `burn::train`, where [`LmOptimizer`](crate::optim::LmOptimizer) works too.
+//! to `burn::train`, where [`LmOptimizer`](crate::optim::LmOptimizer) works too. A model with default vectors needs it inside
+//! [`Absorbing`](default_moe::optimizer::Absorbing), which moves them.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::train::metric::{Adaptor, LossInput};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
+use default_moe::DefaultVectors;
+use default_moe::optimizer::{HasDefaultVectors, register};
 use moe_kernels::{AutodiffMoeBackend, MoeBackend};
 use moe_models::lm::Lm;
 
@@ -18,6 +21,16 @@ use crate::data::Batch;
 pub struct LearnerLm<B: Backend> {
     /// The model.
     pub lm: Lm<B>,
+}
+
+impl<B: Backend> HasDefaultVectors<B> for LearnerLm<B> {
+    fn default_vectors(&self) -> Vec<&DefaultVectors<B>> {
+        self.lm.default_vectors()
+    }
+
+    fn default_vectors_mut(&mut self) -> Vec<&mut DefaultVectors<B>> {
+        self.lm.default_vectors_mut()
+    }
 }
 
 /// What a step shows to metrics; `LossMetric` takes its cross-entropy.
@@ -45,12 +58,15 @@ impl<B: AutodiffMoeBackend> TrainStep for LearnerLm<B> {
     type Input = Batch;
     type Output = LmStepOutput<B::InnerBackend>;
 
-    /// Gradients of cross-entropy plus weighted auxiliary losses.
+    /// Gradients of cross-entropy plus weighted auxiliary losses, and the updates of default vectors among them.
     fn step(&self, batch: Batch) -> TrainOutput<Self::Output> {
         let (inputs, targets) = batch.to_tensors::<B>(&self.devices()[0]);
         let loss = self.lm.loss(inputs, targets);
         let output = LmStepOutput { cross_entropy: loss.cross_entropy.inner() };
-        TrainOutput::new(self, loss.total.backward(), output)
+        let mut output = TrainOutput::new(self, loss.total.backward(), output);
+        let updates = loss.layers.into_iter().filter_map(|layer| layer.default_update);
+        register(self, updates, &mut output.grads);
+        output
     }
 }
 
@@ -71,6 +87,8 @@ mod tests {
     use burn::module::AutodiffModule;
     use burn::tensor::ElementConversion;
     use burn::train::Learner;
+    use default_moe::optimizer::Absorbing;
+    use moe_models::lm::RouterKind;
 
     use super::*;
     use crate::data::train_batch;
@@ -97,5 +115,23 @@ mod tests {
         }
         let after = loss_of(learner.model());
         assert!(after < 0.7 * before, "{before} -> {after}");
+    }
+
+    #[test]
+    fn default_vectors_move_in_steps_of_the_learner() {
+        let (mut config, text) = (config(), text(600));
+        config.model.moe.router = RouterKind::Default;
+        let lm = config.model.init::<AD>(&Default::default());
+        let optim = Absorbing::new(LmOptimizer::<LearnerLm<AD>, AD>::adamw(&config.optim));
+        let mut learner = Learner::new(LearnerLm { lm }, optim, ConstantLr::new(1e-2));
+        let batch = train_batch(&text, &config.train, 0, 0);
+        let (inputs, targets) = batch.to_tensors::<AD>(&Default::default());
+        let start = learner.model().lm;
+        let update = start.loss(inputs, targets).layers.remove(0).default_update.expect("a training pass");
+        let expected = start.default_vectors()[0].updated(&update).into_data();
+        learner.lr_step();
+        let output = learner.train_step(batch);
+        learner.optimizer_step(output.grads);
+        learner.model().lm.default_vectors()[0].values.to_data().assert_eq(&expected, true);
     }
 }

@@ -2,6 +2,7 @@
 
 use burn::config::Config;
 use burn::module::Initializer;
+use default_moe::DefaultOptions;
 use moe_layers::{Activation, BalanceConvention, MoeConfig};
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +72,9 @@ pub struct LmMoeConfig {
     /// The routing algorithm.
     #[config(default = "RouterKind::TopK")]
     pub router: RouterKind,
+    /// Default vectors, used where the router is [`RouterKind::Default`].
+    #[config(default = "DefaultOptions::new()")]
+    pub default: DefaultOptions,
     /// Activation of the experts.
     #[config(default = "Activation::SwiGlu")]
     pub activation: Activation,
@@ -115,13 +119,16 @@ pub enum QkNorm {
     Full,
 }
 
-/// The algorithm that chooses experts; in text `"top-k"`.
+/// The algorithm that chooses experts; in text `"top-k"`, `"default"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RouterKind {
     /// Softmax over all experts, then the `K` largest.
     #[default]
     TopK,
+    /// The same choice, with default vectors in the place of the experts that were not chosen: Default MoE
+    /// ([Panda et al., 2025](https://arxiv.org/abs/2504.12463)), the crate [`default_moe`].
+    Default,
 }
 
 impl LmConfig {
@@ -152,9 +159,13 @@ impl LmConfig {
 }
 
 impl LmMoeConfig {
+    /// Whether layers have default vectors.
+    pub fn has_default_vectors(&self) -> bool {
+        self.router == RouterKind::Default
+    }
+
     /// The layer's own configuration, matrices drawn with standard deviation `std`.
     pub(crate) fn layer(&self, d_model: usize, std: f64) -> MoeConfig {
-        let RouterKind::TopK = self.router;
         MoeConfig::new(d_model, self.d_hidden, self.num_experts, self.top_k)
             .with_normalize_gates(self.normalize_gates)
             .with_activation(self.activation)
@@ -177,7 +188,7 @@ mod tests {
             .with_qk_norm(QkNorm::PerHead)
             .with_num_kv_heads(Some(2));
         let json = burn::config::config_to_json(&config);
-        for text in ["\"every-2\"", "\"per-head\"", "\"rms\"", "\"top-k\"", "\"swiglu\"", "\"switch\""] {
+        for text in ["\"every-2\"", "\"per-head\"", "\"rms\"", "\"top-k\"", "\"swiglu\"", "\"switch\"", "\"frozen\""] {
             assert!(json.contains(text), "{text} is not in {json}");
         }
         assert_eq!(LmConfig::load_binary(json.as_bytes()).expect("it was just written"), config);

@@ -1,7 +1,7 @@
 //! Parameters, active parameters and floating point operations of a configuration, without building the model.
 //!
 //! Conventions:
-//! - *Total*: every trainable number. A tied embedding counts once.
+//! - *Total*: every trainable number. A tied embedding counts once; default vectors, which nobody trains, do not count.
 //! - *Active*: what a token passes through, i.e. the total less the experts it does not choose. The embedding table and
 //!   the output matrix count in full, the convention behind OLMoE's 1.3 B and Mixtral's 12.9 B.
 //! - *FLOPs*: a multiplication and an addition are two; backward is twice forward.
@@ -26,7 +26,8 @@ impl LmConfig {
 
     /// Floating point operations to train on one token of a full sequence, forward and backward.
     ///
-    /// 6 for every active weight of a matrix product (so not for the embedding look-up), and
+    /// 6 for every active weight of a matrix product (so not for the embedding look-up; nor for default vectors, whose
+    /// product adds `4 E D` a layer), and
     /// `12 * num_layers * num_heads * head_dim * max_seq_len` for attention, counted as if it were not causal
     /// ([Chowdhery et al., 2022](https://arxiv.org/abs/2204.02311), appendix B).
     pub fn train_flops_per_token(&self) -> u64 {
@@ -118,7 +119,7 @@ mod tests {
     use burn::module::Module;
 
     use super::*;
-    use crate::lm::MoeLayers;
+    use crate::lm::{MoeLayers, RouterKind};
 
     fn billions(count: u64, digits: i32) -> f64 {
         let scale = 10f64.powi(digits);
@@ -187,6 +188,16 @@ mod tests {
                 .map(|layers| base().with_moe_layers(layers)),
         );
         configs
+    }
+
+    #[test]
+    fn default_vectors_are_one_per_expert_and_do_not_count() {
+        let config = LmConfig::new(11, 8, 3, 4, 6, 5).with_moe(LmMoeConfig::new(3, 2, 5));
+        let mut with = config.clone();
+        with.moe.router = RouterKind::Default;
+        assert_eq!(with.num_params(), config.num_params());
+        let floats = with.init::<Flex>(&Default::default()).num_params() as u64;
+        assert_eq!(floats, config.num_params() + 2 * 3 * 8);
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use default_moe::{DefaultMoeOutput, DefaultVectors};
 use moe_kernels::MoeBackend;
-use moe_layers::{Activation, Moe, activate};
+use moe_layers::{Activation, Moe, MoeOutput, activate};
 
 use super::attention::project;
 use super::{LmConfig, MoeLayerOutput};
@@ -16,6 +17,9 @@ pub struct FeedForward<B: Backend> {
     pub dense: Option<DenseFeedForward<B>>,
     /// The experts and their router.
     pub moe: Option<Moe<B>>,
+    /// What stands in for experts that a token did not choose, beside `moe` in a model of
+    /// [`RouterKind::Default`](super::RouterKind::Default).
+    pub default_vectors: Option<DefaultVectors<B>>,
 }
 
 /// Two matrices around an activation, laid out like one expert.
@@ -32,10 +36,15 @@ pub struct DenseFeedForward<B: Backend> {
 impl<B: MoeBackend> FeedForward<B> {
     /// The block of layer `layer`, counted from 0.
     pub(crate) fn new(config: &LmConfig, layer: usize, device: &B::Device) -> Self {
-        if config.is_moe_layer(layer) {
-            Self { dense: None, moe: Some(init_moe(config, device)) }
-        } else {
-            Self { dense: Some(DenseFeedForward::new(config, device)), moe: None }
+        if !config.is_moe_layer(layer) {
+            return Self { dense: Some(DenseFeedForward::new(config, device)), moe: None, default_vectors: None };
+        }
+        let moe = &config.moe;
+        let vectors = || moe.default.init(moe.num_experts, config.d_model, device);
+        Self {
+            dense: None,
+            moe: Some(init_moe(config, device)),
+            default_vectors: moe.has_default_vectors().then(vectors),
         }
     }
 
@@ -47,11 +56,20 @@ impl<B: MoeBackend> FeedForward<B> {
         match (&self.dense, &self.moe) {
             (Some(dense), _) => (dense.forward(x), None),
             (None, Some(moe)) => {
-                let result = moe.forward(x);
-                (result.output, Some(MoeLayerOutput { layer, routing: result.routing, losses: result.losses }))
+                let (output, routed) = self.forward_moe(moe, x, layer);
+                (output, Some(routed))
             }
             (None, None) => unreachable!("a feed-forward block is made with one of the two"),
         }
+    }
+
+    fn forward_moe(&self, moe: &Moe<B>, x: Tensor<B, 2>, layer: usize) -> (Tensor<B, 2>, MoeLayerOutput<B>) {
+        let Some(vectors) = &self.default_vectors else {
+            let MoeOutput { output, routing, losses } = moe.forward(x);
+            return (output, MoeLayerOutput { layer, routing, losses, default_update: None, default_energy: None });
+        };
+        let DefaultMoeOutput { output, routing, losses, update, energy } = vectors.forward(moe, x);
+        (output, MoeLayerOutput { layer, routing, losses, default_update: update, default_energy: energy })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
+use default_moe::DefaultUpdate;
 use moe_kernels::{MoeBackend, cross_entropy_rows};
 use moe_layers::{BalanceConvention, MoeLosses, Routing, load_balance_loss_pooled};
 
@@ -25,6 +26,11 @@ pub struct MoeLayerOutput<B: MoeBackend> {
     pub routing: Routing<B>,
     /// The layer's own auxiliary losses.
     pub losses: MoeLosses<B>,
+    /// With default vectors and gradients: what the pass found out, for [`Lm::absorb`](super::Lm::absorb).
+    pub default_update: Option<DefaultUpdate<B>>,
+    /// With default vectors in the output, when [measured](super::Lm::measure): see
+    /// [`DefaultMoeOutput::energy`](default_moe::DefaultMoeOutput::energy).
+    pub default_energy: Option<Tensor<B, 1>>,
 }
 
 /// Result of [`Lm::loss`](super::Lm::loss); every tensor is `[1]`, f32.

@@ -129,6 +129,8 @@ impl LmMoeConfig {
         non_zero("moe.d_hidden", self.d_hidden)?;
         not_negative("moe.balance_coef", self.balance_coef)?;
         not_negative("moe.z_coef", self.z_coef)?;
+        let beta = self.default.beta;
+        in_range("moe.default.beta", beta, (0.0..1.0).contains(&beta), "0 or above, and below 1")?;
         if self.top_k > self.num_experts {
             return Err(LmConfigError::TopKTooLarge { top_k: self.top_k, num_experts: self.num_experts });
         }
@@ -220,6 +222,7 @@ mod tests {
 
     #[test]
     fn numbers_out_of_range_are_refused() {
+        assert!(matches!(error(|c| c.moe.default.beta = 1.0), LmConfigError::Range { field: "moe.default.beta", .. }));
         for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             assert!(matches!(error(|c| c.norm_eps = bad), LmConfigError::Range { field: "norm_eps", .. }));
             assert!(matches!(error(|c| c.rope_theta = bad), LmConfigError::Range { field: "rope_theta", .. }));
@@ -227,6 +230,10 @@ mod tests {
         for bad in [-1e-9, f64::NAN] {
             assert!(matches!(error(|c| c.init_std = bad), LmConfigError::Range { field: "init_std", .. }));
             assert!(matches!(error(|c| c.moe.z_coef = bad), LmConfigError::Range { field: "moe.z_coef", .. }));
+            assert!(matches!(
+                error(|c| c.moe.default.beta = bad),
+                LmConfigError::Range { field: "moe.default.beta", .. }
+            ));
             let coef = error(|c| c.moe.balance_coef = bad);
             assert!(matches!(coef, LmConfigError::Range { field: "moe.balance_coef", .. }));
         }

@@ -5,6 +5,7 @@ mod attention;
 mod exp;
 pub(crate) mod expert_ffn;
 mod gated;
+mod gated_sums;
 mod gemm;
 mod grouped;
 mod lanes;
@@ -30,4 +31,4 @@ pub(crate) use rows::{combine, combine_backward_gates, combine_backward_rows, di
 pub(crate) use softmax::{
     cross_entropy, cross_entropy_backward, log_sum_exp, log_sum_exp_backward, softmax, softmax_backward,
 };
-pub(crate) use top_k::{top_k, top_k_backward};
+pub(crate) use top_k::{clear_chosen, top_k, top_k_backward};

@@ -56,6 +56,16 @@ pub(crate) fn top_k_backward(grad: &[f32], chosen: &[i64], k: usize, num_experts
     }
 }
 
+/// Zeros at the columns `chosen` `[T, K]` of `scores` `[T, E]`.
+pub(crate) fn clear_chosen(chosen: &[i64], num_experts: usize, scores: &mut [f32]) {
+    let k = chosen.len() / (scores.len() / num_experts).max(1);
+    for (row, chosen) in scores.chunks_exact_mut(num_experts).zip(chosen.chunks_exact(k.max(1))) {
+        for &column in chosen {
+            row[column as usize] = 0.0;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

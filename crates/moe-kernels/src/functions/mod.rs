@@ -14,13 +14,13 @@ mod softmax;
 
 pub use activation::{gelu, swiglu};
 pub use attention::causal_attention;
-pub use expert_ffn::expert_ffn;
+pub use expert_ffn::{expert_ffn, expert_ffn_summing};
 pub use grouped::{grouped_matmul, grouped_matmul_transposed, grouped_outer};
 pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
 pub use optim::{adamw_step, sum_of_squares};
 pub use rotary::rotary;
-pub use routing::top_k;
+pub use routing::{top_k, unchosen};
 pub use rows::{combine_rows, dispatch_rows};
 pub use softmax::{cross_entropy_rows, log_sum_exp_rows, softmax_rows};
 

@@ -25,3 +25,19 @@ pub fn top_k<B: MoeBackend>(scores: Tensor<B, 2>, k: usize) -> (Tensor<B, 2>, Te
     let values = tensor(B::moe_top_k_values(primitive(scores), indices.clone()));
     (values, Tensor::from_primitive(indices))
 }
+
+/// The scores with zeros at the chosen columns of each row, and the gradient so too.
+///
+/// # Shapes
+///
+/// - scores: `[T, E]`, finite
+/// - indices: `[T, K]`, distinct within a row, as [`top_k`] gives them
+/// - output: `[T, E]`
+///
+/// # Panics
+///
+/// Panics when the shapes disagree on `T`. An index out of range panics on a CPU backend.
+pub fn unchosen<B: MoeBackend>(scores: Tensor<B, 2>, indices: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+    assert_eq!(scores.dims()[0], indices.dims()[0], "unchosen: scores [T, E] and indices [T, K] disagree on T");
+    tensor(B::moe_unchosen(primitive(scores), indices.into_primitive()))
+}

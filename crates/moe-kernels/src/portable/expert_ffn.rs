@@ -28,7 +28,7 @@ pub(crate) fn expert_ffn<B: MoeBackend>(
 }
 
 /// Rows `[R, I]` times the matrix of their expert, plus its bias.
-fn linear<B: MoeBackend>(
+pub(super) fn linear<B: MoeBackend>(
     rows: FloatTensor<B>,
     weight: Tensor<B, 3>,
     bias: Option<Tensor<B, 2>>,
@@ -53,7 +53,7 @@ fn ones_like_rows<B: MoeBackend>(rows: &FloatTensor<B>) -> FloatTensor<B> {
     unwrap(Tensor::<B, 2>::ones([num_rows, 1], (&rows.device(), rows.dtype())))
 }
 
-fn activate<B: MoeBackend>(activation: Activation, z: FloatTensor<B>) -> FloatTensor<B> {
+pub(super) fn activate<B: MoeBackend>(activation: Activation, z: FloatTensor<B>) -> FloatTensor<B> {
     match activation {
         Activation::SwiGlu => B::moe_swiglu(z),
         Activation::Gelu => B::moe_gelu(z),

@@ -3,6 +3,7 @@
 mod activation;
 mod attention;
 mod expert_ffn;
+mod expert_sums;
 mod grouped;
 mod linear;
 mod norm;
@@ -15,6 +16,7 @@ mod softmax;
 pub(crate) use activation::*;
 pub(crate) use attention::*;
 pub(crate) use expert_ffn::*;
+pub(crate) use expert_sums::*;
 pub(crate) use grouped::*;
 pub(crate) use linear::*;
 pub(crate) use norm::*;

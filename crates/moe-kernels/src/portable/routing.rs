@@ -7,8 +7,8 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::{unwrap, wrap};
-use crate::ExpertPlan;
 use crate::host_plan::HostPlan;
+use crate::{ExpertPlan, MoeBackend};
 
 pub(crate) fn top_k_indices<B: Backend>(scores: FloatTensor<B>, k: usize) -> IntTensor<B> {
     let scores = wrap::<B, 2>(scores);
@@ -58,6 +58,13 @@ pub(crate) fn top_k_backward<B: Backend>(
         grad.clone().narrow(1, k, 1).expand(shape).mask_fill(elsewhere, 0.0)
     };
     unwrap((1..top_k).fold(of_slot(0), |sum, k| sum + of_slot(k)))
+}
+
+/// The chosen scores taken off: what is left of one is exactly zero.
+pub(crate) fn unchosen<B: MoeBackend>(scores: FloatTensor<B>, indices: IntTensor<B>) -> FloatTensor<B> {
+    let [_, num_experts] = wrap::<B, 2>(scores.clone()).dims();
+    let chosen = B::moe_top_k_values(scores.clone(), indices.clone());
+    B::float_sub(scores, B::moe_top_k_backward(chosen, indices, num_experts))
 }
 
 pub(crate) fn plan<B: Backend>(experts: IntTensor<B>, num_experts: usize) -> ExpertPlan<B> {

@@ -90,6 +90,13 @@ impl<B: MoeBackend> TopKRouter<B> {
     }
 }
 
+impl<B: Backend> TopKRouter<B> {
+    /// Whether the gates of a token are divided by their sum.
+    pub fn normalizes_gates(&self) -> bool {
+        self.normalize_gates
+    }
+}
+
 fn routing_dtype(tokens: DType) -> DType {
     if tokens == DType::F64 { DType::F64 } else { DType::F32 }
 }

@@ -14,7 +14,10 @@ use crate::{
 pub(super) fn run(args: &EvalArgs) -> Result<(), Error> {
     let (checkpoints, config) = inspect(&args.run)?;
     let device = backend::open(args.device, config.train.dtype)?;
-    let (model, state) = load_model(&checkpoints, &config, args.checkpoint.into(), &device)?;
+    let (mut model, state) = load_model(&checkpoints, &config, args.checkpoint.into(), &device)?;
+    if let Some(choice) = args.default_vectors {
+        model = model.with_evaluation(choice.into());
+    }
     let (tokens, description) = text(args, &config, &run_vocab(&args.run, &config)?)?;
     check_length("evaluated", &tokens, config.train.seq_len)?;
     say(format!("text   {description}"))?;

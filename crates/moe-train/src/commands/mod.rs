@@ -11,11 +11,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use default_moe::Evaluation;
 use moe_models::lm::Lm;
 
 use crate::{
     backend::{Device, Plain},
-    cli::{CheckpointChoice, Cli, Command},
+    cli::{CheckpointChoice, Cli, Command, EvaluationChoice},
     config::TrainConfig,
     data::Vocab,
     error::Error,
@@ -44,6 +45,15 @@ impl From<CheckpointChoice> for Which {
         match choice {
             CheckpointChoice::Latest => Self::Latest,
             CheckpointChoice::Best => Self::Best,
+        }
+    }
+}
+
+impl From<EvaluationChoice> for Evaluation {
+    fn from(choice: EvaluationChoice) -> Self {
+        match choice {
+            EvaluationChoice::Frozen => Self::Frozen,
+            EvaluationChoice::TopK => Self::TopK,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Which curves a report shows.
 
+use default_moe::DefaultVectorStats;
+
 use super::{
     Report,
     axis::Scale,
@@ -73,6 +75,40 @@ pub(super) fn routing(report: &Report) -> Vec<String> {
         ),
     ];
     charts.iter().map(Chart::render).collect()
+}
+
+/// How the default vectors do; empty without them.
+pub(super) fn default_vectors(report: &Report) -> Vec<String> {
+    if report.last().layers.iter().all(|layer| layer.default.is_none()) {
+        return Vec::new();
+    }
+    let charts = [
+        report.chart(
+            "Norm of the default vectors",
+            "mean over the experts",
+            per_layer(report, |layer| of_default(layer, DefaultVectorStats::norm)),
+        ),
+        report.chart(
+            "Norm of what they follow",
+            "mean output of a batch, over busy experts",
+            per_layer(report, |layer| of_default(layer, |stats| stats.target_norm)),
+        ),
+        report.chart(
+            "Moved in a step",
+            "distance, mean over the experts",
+            per_layer(report, |layer| of_default(layer, |stats| stats.moved)),
+        ),
+        report.chart(
+            "Share of the output",
+            "that comes from default vectors",
+            per_layer(report, |layer| of_default(layer, |stats| stats.share)),
+        ),
+    ];
+    charts.iter().map(Chart::render).collect()
+}
+
+fn of_default(layer: &LayerRecord, value: fn(&DefaultVectorStats) -> f64) -> f64 {
+    layer.default.as_ref().map_or(f64::NAN, value)
 }
 
 fn dead_experts(report: &Report) -> Chart {

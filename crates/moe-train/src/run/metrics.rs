@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use default_moe::DefaultVectorStats;
 use moe_layers::RoutingStats;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -59,6 +60,9 @@ pub struct LayerRecord {
     /// Its statistics, flattened into the same JSON object.
     #[serde(flatten)]
     pub stats: RoutingStats,
+    /// Its default vectors over the step, in a model that has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default: Option<DefaultVectorStats>,
 }
 
 impl StepRecord {
@@ -89,11 +93,35 @@ struct LayerFields {
     load_entropy: Option<f64>,
     router_entropy: Option<f64>,
     gate_mass: Option<f64>,
+    default: Option<DefaultFields>,
+}
+
+/// A [`DefaultVectorStats`] as it is read.
+#[derive(Deserialize)]
+struct DefaultFields {
+    norms: Vec<Option<f64>>,
+    moved: Option<f64>,
+    target_norm: Option<f64>,
+    share: Option<f64>,
+}
+
+fn number(value: Option<f64>) -> f64 {
+    value.unwrap_or(f64::NAN)
+}
+
+impl From<DefaultFields> for DefaultVectorStats {
+    fn from(fields: DefaultFields) -> Self {
+        Self {
+            norms: fields.norms.into_iter().map(number).collect(),
+            moved: number(fields.moved),
+            target_norm: number(fields.target_norm),
+            share: number(fields.share),
+        }
+    }
 }
 
 impl From<LayerFields> for LayerRecord {
     fn from(fields: LayerFields) -> Self {
-        let number = |value: Option<f64>| value.unwrap_or(f64::NAN);
         Self {
             layer: fields.layer,
             stats: RoutingStats {
@@ -104,12 +132,13 @@ impl From<LayerFields> for LayerRecord {
                 router_entropy: number(fields.router_entropy),
                 gate_mass: number(fields.gate_mass),
             },
+            default: fields.default.map(DefaultVectorStats::from),
         }
     }
 }
 
 fn null_as_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+    Ok(number(Option::deserialize(deserializer)?))
 }
 
 /// Why `metrics.jsonl` could not be read or written.
@@ -240,7 +269,7 @@ pub(crate) mod tests {
             lr: 1e-3,
             grad_norm: 0.53,
             tokens_per_s: 6512.4,
-            layers: [1, 3].map(|layer| LayerRecord { layer, stats: stats.clone() }).into(),
+            layers: [1, 3].map(|layer| LayerRecord { layer, stats: stats.clone(), default: None }).into(),
             valid_loss: None,
             valid_bpb: None,
         }
@@ -265,6 +294,23 @@ pub(crate) mod tests {
             log(dir.path()).append(record).unwrap();
         }
         assert_eq!(read_metrics(&dir.path().join("metrics.jsonl")).unwrap(), written);
+    }
+
+    #[test]
+    fn default_vectors_come_back_and_are_absent_without_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut with = record(1);
+        let stats = DefaultVectorStats { norms: vec![0.5, 0.25], moved: 0.1, target_norm: 0.7, share: 0.3 };
+        with.layers[0].default = Some(stats);
+        log(dir.path()).append(&with).unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        assert_eq!(read_metrics(&path).unwrap(), [with.clone()]);
+        assert!(!fs::read_to_string(&path).unwrap().contains("null"));
+
+        with.layers[0].default.as_mut().unwrap().norms[1] = f64::INFINITY;
+        log(dir.path()).append(&with).unwrap();
+        let read = read_metrics(&path).unwrap().remove(1).layers.remove(0).default.unwrap();
+        assert!(read.norms[0] == 0.5 && read.norms[1].is_nan());
     }
 
     #[test]

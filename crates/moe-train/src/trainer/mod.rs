@@ -16,6 +16,7 @@
 //!
 //! `docs/decisions/0002-own-training-loop.md` says why this is not burn's `Learner`.
 
+mod default_updates;
 mod error;
 mod session;
 mod step;

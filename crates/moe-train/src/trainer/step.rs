@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use moe_kernels::AutodiffMoeBackend;
 use moe_models::lm::{Lm, LmLoss};
 
+use super::default_updates::DefaultUpdates;
 use crate::config::TrainConfig;
 use crate::data::Batch;
 use crate::evaluate::RoutingTotals;
@@ -69,6 +70,9 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
     /// Every micro-batch weighs `1 / n`, so the cross-entropy part of the gradient is that of one batch made of all of
     /// them. The balance loss is not linear in the tokens: it is that of each micro-batch, averaged.
     ///
+    /// Default vectors move once, by what all micro-batches found out; each micro-batch itself uses them as it alone moves
+    /// them.
+    ///
     /// The device is read once, for the losses and the norm together, and again for statistics when asked for.
     ///
     /// # Errors
@@ -85,12 +89,14 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
         device: &B::Device,
     ) -> Result<(Self, StepOutcome), NotFinite> {
         let micro_batches = batches.len();
+        self.model.measure(settings.with_stats);
         let mut gathered = Gathered::new(settings.with_stats);
         for batch in batches {
             gathered.add(&self.model, &batch, micro_batches, device);
         }
-        let (grads, outcome) = gathered.finish(&self.model);
+        let (grads, updates, outcome) = gathered.finish(&self.model);
         outcome.check_finite()?;
+        updates.absorb_into(&mut self.model);
         let grads = clip_to(&self.model, grads, outcome.grad_norm, settings.clip_norm);
         self.model = self.optim.step(settings.lr, self.model, grads);
         Ok((self, outcome))
@@ -117,12 +123,18 @@ struct Gathered<B: AutodiffMoeBackend> {
     grads: GradientsAccumulator<Lm<B>>,
     /// `[3]` per micro-batch, on the device: its share of cross-entropy, balance loss and z-loss.
     losses: Vec<Tensor<B::InnerBackend, 1>>,
+    updates: DefaultUpdates<B>,
     totals: Option<RoutingTotals>,
 }
 
 impl<B: AutodiffMoeBackend> Gathered<B> {
     fn new(with_stats: bool) -> Self {
-        Self { grads: GradientsAccumulator::new(), losses: Vec::new(), totals: with_stats.then(RoutingTotals::default) }
+        Self {
+            grads: GradientsAccumulator::new(),
+            losses: Vec::new(),
+            updates: DefaultUpdates::default(),
+            totals: with_stats.then(RoutingTotals::default),
+        }
     }
 
     /// Forward and backward of one of `micro_batches` micro-batches.
@@ -135,23 +147,25 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
         if let Some(totals) = &mut self.totals {
             totals.add(&layers);
         }
-        drop(layers);
+        self.updates.add(layers);
         let grads = total.mul_scalar(share).backward();
         self.grads.accumulate(model, GradientsParams::from_grads(grads, model));
     }
 
-    /// The summed gradients, and the measurements in one read.
-    fn finish(mut self, model: &Lm<B>) -> (GradientsParams, StepOutcome) {
+    /// The summed gradients, the merged updates of default vectors, and the measurements in one read (and another for the
+    /// statistics of default vectors).
+    fn finish(mut self, model: &Lm<B>) -> (GradientsParams, DefaultUpdates<B>, StepOutcome) {
         let grads = self.grads.grads();
         let [cross_entropy, balance, z, grad_norm] = read_scalars(model, &grads, self.losses);
-        let outcome = StepOutcome {
+        let mut outcome = StepOutcome {
             cross_entropy,
             balance,
             z,
             grad_norm,
             layers: self.totals.map(RoutingTotals::into_records).unwrap_or_default(),
         };
-        (grads, outcome)
+        self.updates.write_stats(model, &mut outcome.layers);
+        (grads, self.updates, outcome)
     }
 }
 
@@ -172,6 +186,7 @@ fn read_scalars<B: AutodiffMoeBackend, M: AutodiffModule<B>>(
 mod tests {
     use burn::backend::{Autodiff, Flex};
     use burn::module::{Module, ModuleVisitor, Param};
+    use default_moe::optimizer::HasDefaultVectors;
 
     use super::*;
     use crate::config::LoopConfig;
@@ -219,7 +234,8 @@ mod tests {
         for batch in batches {
             gathered.add(model, batch, batches.len(), &Default::default());
         }
-        gathered.finish(model)
+        let (grads, _, outcome) = gathered.finish(model);
+        (grads, outcome)
     }
 
     fn flatten(model: &Lm<AD>, grads: &GradientsParams) -> Vec<f32> {
@@ -274,6 +290,46 @@ mod tests {
         let alone = pairs.iter().map(|pair| gather(&model, std::slice::from_ref(pair)).1.balance);
         let mean = alone.sum::<f64>() / pairs.len() as f64;
         assert_close(&[together.balance as f32], &[mean as f32]);
+    }
+
+    fn with_default_vectors() -> TrainConfig {
+        let mut config = without_auxiliary_losses();
+        config.model.moe.router = moe_models::lm::RouterKind::Default;
+        config
+    }
+
+    fn vectors(model: &Lm<AD>) -> Vec<f32> {
+        model.default_vectors()[0].values.to_data().to_vec().expect("f32")
+    }
+
+    #[test]
+    fn default_vectors_move_once_by_what_all_micro_batches_found_out() {
+        let config = with_default_vectors();
+        let (start, batch) = (trainee(&config), eight_sequences());
+        let settings = StepSettings { lr: 0.0, clip_norm: 0.0, with_stats: true };
+        let after = |batches: Vec<Batch>| {
+            let start = Trainee { model: start.model.clone(), optim: start.optim.clone() };
+            start.step(batches.into_iter(), &settings, &Default::default()).expect("finite")
+        };
+        let ((parts, measured), (whole, _)) = (after(in_pairs(&batch)), after(vec![batch.clone()]));
+        assert!(vectors(&start.model).iter().all(|v| *v == 0.0) && vectors(&whole.model).iter().any(|v| *v != 0.0));
+        assert_close(&vectors(&parts.model), &vectors(&whole.model));
+
+        let stats = measured.layers[0].default.as_ref().expect("a layer with default vectors");
+        let [norm, target] = [stats.norm(), stats.target_norm];
+        // From zero, a step goes a tenth of the way; every expert had a token.
+        assert!((norm - 0.1 * target).abs() < 1e-5 * target && (stats.moved - norm).abs() < 1e-5 * norm);
+        assert!(stats.share > 0.0 && stats.share < 1.0);
+    }
+
+    #[test]
+    fn a_step_that_is_not_finite_moves_no_default_vector() {
+        let start = trainee(&with_default_vectors());
+        let mut gathered = Gathered::new(false);
+        gathered.add(&start.model, &eight_sequences(), 1, &Default::default());
+        let (.., outcome) = gathered.finish(&start.model);
+        assert!(outcome.check_finite().is_ok() && outcome.layers.is_empty());
+        assert!(vectors(&start.model).iter().all(|v| *v == 0.0));
     }
 
     #[test]

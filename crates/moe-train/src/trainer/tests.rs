@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use burn::backend::{Autodiff, Flex};
+use moe_models::lm::RouterKind;
 use tempfile::TempDir;
 
 use super::testing::{config, data};
@@ -108,6 +109,41 @@ fn a_resumed_run_repeats_the_unbroken_one_bit_for_bit() {
     assert_eq!(progress.records, [12]);
     assert_eq!(losses(&resumed), losses(&unbroken));
     assert_eq!(summary.tokens, 12 * 2 * 2 * 8);
+}
+
+#[test]
+fn a_resumed_run_with_default_vectors_repeats_the_unbroken_one_bit_for_bit() {
+    let (_parent, unbroken) = new_dir();
+    let (_other, resumed) = new_dir();
+    let mut config = config();
+    config.model.moe.router = RouterKind::Default;
+    run_in(&unbroken, &config, &mut Silent::default()).expect("training");
+    cut_after_step_10(&unbroken, &resumed);
+    run_in(&resumed, &config, &mut Silent::default()).expect("training");
+    let records = losses(&unbroken);
+    assert_eq!(losses(&resumed), records);
+    let last = records.last().and_then(|record| record.layers[0].default.as_ref()).expect("default vectors");
+    assert!(last.norm() > 0.0 && last.moved > 0.0 && last.share > 0.0);
+    assert_eq!(last.norms.len(), config.model.moe.num_experts);
+}
+
+/// Validating more often changes neither the losses nor the vectors of the training steps.
+#[test]
+fn validation_does_not_move_default_vectors() {
+    let (_parent, rarely) = new_dir();
+    let (_other, often) = new_dir();
+    let mut config = config();
+    config.model.moe.router = RouterKind::Default;
+    (config.train.log_every, config.train.valid_every) = (1, 12);
+    run_in(&rarely, &config, &mut Silent::default()).expect("training");
+    config.train.valid_every = 1;
+    run_in(&often, &config, &mut Silent::default()).expect("training");
+    let without_validation = |dir: &Path| {
+        let mut records = losses(dir);
+        records.iter_mut().for_each(|record| (record.valid_loss, record.valid_bpb) = (None, None));
+        records
+    };
+    assert_eq!(without_validation(&often), without_validation(&rarely));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Properties of the whole model.
 
+mod default_vectors;
 mod parameters;
 mod training;
 
@@ -60,6 +61,7 @@ fn variants() -> Vec<LmConfig> {
         moe(LmMoeConfig::new(4, 1, 12).with_bias(true).with_balance(BalanceConvention::GShard)),
         moe(LmMoeConfig::new(3, 3, 8).with_normalize_gates(true).with_z_coef(0.1)),
         moe(LmMoeConfig::new(4, 2, 8).with_activation(Activation::Relu).with_balance(BalanceConvention::HuggingFace)),
+        moe(LmMoeConfig::new(4, 1, 12).with_router(RouterKind::Default)),
     ]
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Its inputs are saved as nodes, which gradient checkpointing can recompute; the pre-activation is saved itself.
 
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -11,7 +11,7 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
 use crate::portable::{unwrap, wrap};
-use crate::{Activation, ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnWeights, MoeBackend};
+use crate::{Activation, ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnSummed, FfnWeights, MoeBackend};
 
 #[derive(Debug)]
 struct ExpertFfn;
@@ -32,35 +32,84 @@ pub(super) fn expert_ffn<B: MoeBackend, C: CheckpointStrategy>(
     weights: FfnWeights<Autodiff<B, C>>,
     plan: &ExpertPlan<Autodiff<B, C>>,
 ) -> FloatTensor<Autodiff<B, C>> {
+    record(tokens, gates, weights, plan, |[tokens, gates], weights, plan, tracked| match tracked {
+        true => {
+            let (output, pre_activation) = B::moe_expert_ffn_saving(tokens, gates, weights, plan);
+            (output, Some(pre_activation), ())
+        }
+        false => (B::moe_expert_ffn(tokens, gates, weights, plan), None, ()),
+    })
+    .0
+}
+
+/// The sums are no part of the graph.
+pub(super) fn expert_ffn_summing<B: MoeBackend, C: CheckpointStrategy>(
+    tokens: FloatTensor<Autodiff<B, C>>,
+    gates: FloatTensor<Autodiff<B, C>>,
+    shares: FloatTensor<Autodiff<B, C>>,
+    weights: FfnWeights<Autodiff<B, C>>,
+    plan: &ExpertPlan<Autodiff<B, C>>,
+) -> FfnSummed<Autodiff<B, C>> {
+    let run = |[tokens, gates]: [FloatTensor<B>; 2], weights, plan: &ExpertPlan<B>, _| {
+        let found = B::moe_expert_ffn_summing(tokens, gates, shares.primitive, weights, plan);
+        let constants = [found.pre_activation.clone(), found.sums, found.totals];
+        (found.output, Some(found.pre_activation), constants)
+    };
+    let (output, constants) = record(tokens, gates, weights, plan, run);
+    let [pre_activation, sums, totals] = constants.map(Autodiff::<B, C>::from_inner);
+    FfnSummed { output, pre_activation, sums, totals }
+}
+
+/// Runs the op and puts it into the graph. `run` is told whether it is tracked; then it must give the pre-activation.
+fn record<B: MoeBackend, C: CheckpointStrategy, R>(
+    tokens: FloatTensor<Autodiff<B, C>>,
+    gates: FloatTensor<Autodiff<B, C>>,
+    weights: FfnWeights<Autodiff<B, C>>,
+    plan: &ExpertPlan<Autodiff<B, C>>,
+    run: impl FnOnce(
+        [FloatTensor<B>; 2],
+        FfnWeights<B>,
+        &ExpertPlan<B>,
+        bool,
+    ) -> (FloatTensor<B>, Option<FloatTensor<B>>, R),
+) -> (FloatTensor<Autodiff<B, C>>, R) {
     let (activation, has_bias) = (weights.activation, [weights.b_in.is_some(), weights.b_out.is_some()]);
     let mut inputs = vec![tokens, gates, unwrap(weights.w_in), unwrap(weights.w_out)];
     inputs.extend(weights.b_in.map(unwrap));
     inputs.extend(weights.b_out.map(unwrap));
-    let plan = plan.cast::<B>();
-    match inputs.len() {
-        4 => record::<B, C, 4>(inputs, has_bias, activation, plan),
-        5 => record::<B, C, 5>(inputs, has_bias, activation, plan),
-        _ => record::<B, C, 6>(inputs, has_bias, activation, plan),
+    let (plan, count) = (plan.cast::<B>(), inputs.len());
+    let run = |inputs: Vec<FloatTensor<B>>, tracked| {
+        let (tokens, gates, weights) = sorted::<B>(inputs.into_iter(), has_bias, activation);
+        run([tokens, gates], weights, &plan, tracked)
+    };
+    let rest = |pre_activation| State { inputs: Vec::new(), has_bias, activation, pre_activation, plan: plan.clone() };
+    match count {
+        4 => record_inputs::<B, C, R, 4>(inputs, run, rest),
+        5 => record_inputs::<B, C, R, 5>(inputs, run, rest),
+        _ => record_inputs::<B, C, R, 6>(inputs, run, rest),
     }
 }
 
-fn record<B: MoeBackend, C: CheckpointStrategy, const N: usize>(
+/// `rest` makes the state from the pre-activation, all but the inputs.
+fn record_inputs<B: MoeBackend, C: CheckpointStrategy, R, const N: usize>(
     inputs: Vec<FloatTensor<Autodiff<B, C>>>,
-    has_bias: [bool; 2],
-    activation: Activation,
-    plan: ExpertPlan<B>,
-) -> FloatTensor<Autodiff<B, C>> {
+    run: impl FnOnce(Vec<FloatTensor<B>>, bool) -> (FloatTensor<B>, Option<FloatTensor<B>>, R),
+    rest: impl FnOnce(FloatTensor<B>) -> State<B>,
+) -> (FloatTensor<Autodiff<B, C>>, R) {
     let nodes = std::array::from_fn::<_, N, _>(|i| inputs[i].node.clone());
     // The tensors live until the op is recorded: a backward pass of another thread frees what nobody holds.
     let primitives = inputs.iter().map(|input| input.primitive.clone()).collect::<Vec<_>>();
-    let (tokens, gates, weights) = sorted::<B>(primitives.into_iter(), has_bias, activation);
     match ExpertFfn.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(mut prep) => {
             let saved = inputs.iter().map(|input| prep.checkpoint(input)).collect();
-            let (output, pre_activation) = B::moe_expert_ffn_saving(tokens, gates, weights, &plan);
-            prep.finish(State { inputs: saved, has_bias, activation, pre_activation, plan }, output)
+            let (output, pre_activation, more) = run(primitives, true);
+            let pre_activation = pre_activation.expect("a tracked op keeps its pre-activation");
+            (prep.finish(State { inputs: saved, ..rest(pre_activation) }, output), more)
         }
-        OpsKind::UnTracked(prep) => prep.finish(B::moe_expert_ffn(tokens, gates, weights, &plan)),
+        OpsKind::UnTracked(prep) => {
+            let (output, _, more) = run(primitives, false);
+            (prep.finish(output), more)
+        }
     }
 }
 

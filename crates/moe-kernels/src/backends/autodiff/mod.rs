@@ -20,7 +20,7 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind, binary, unary};
 
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use crate::{ExpertPlan, FfnWeights, MoeBackend};
+use crate::{ExpertPlan, FfnSummed, FfnWeights, MoeBackend};
 use grouped::{Grouped, grouped};
 
 impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
@@ -30,6 +30,10 @@ impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
 
     fn moe_top_k_values(scores: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
         top_k::values::<B, C>(scores, indices)
+    }
+
+    fn moe_unchosen(scores: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
+        top_k::unchosen::<B, C>(scores, indices)
     }
 
     fn moe_plan(experts: IntTensor<Self>, num_experts: usize) -> ExpertPlan<Self> {
@@ -124,6 +128,16 @@ impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
         plan: &ExpertPlan<Self>,
     ) -> FloatTensor<Self> {
         expert_ffn::expert_ffn(tokens, gates, weights, plan)
+    }
+
+    fn moe_expert_ffn_summing(
+        tokens: FloatTensor<Self>,
+        gates: FloatTensor<Self>,
+        shares: FloatTensor<Self>,
+        weights: FfnWeights<Self>,
+        plan: &ExpertPlan<Self>,
+    ) -> FfnSummed<Self> {
+        expert_ffn::expert_ffn_summing(tokens, gates, shares, weights, plan)
     }
 
     fn moe_swiglu(input: FloatTensor<Self>) -> FloatTensor<Self> {

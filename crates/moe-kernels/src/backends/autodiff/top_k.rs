@@ -1,4 +1,4 @@
-//! The chosen scores of top-K under autodiff.
+//! The chosen scores of top-K, and the others, under autodiff.
 
 use burn::tensor::TensorMetadata;
 use burn::tensor::backend::Backend;
@@ -40,5 +40,29 @@ pub(super) fn values<B: MoeBackend, C: CheckpointStrategy>(
             prep.finish(State { indices, num_experts }, values)
         }
         OpsKind::UnTracked(prep) => prep.finish(B::moe_top_k_values(scores.primitive, indices)),
+    }
+}
+
+#[derive(Debug)]
+struct Unchosen;
+
+impl<B: MoeBackend> Backward<B, 1> for Unchosen {
+    type State = IntTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| B::moe_unchosen(grad, ops.state));
+    }
+}
+
+pub(super) fn unchosen<B: MoeBackend, C: CheckpointStrategy>(
+    scores: FloatTensor<Autodiff<B, C>>,
+    indices: IntTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    match Unchosen.prepare::<C>([scores.node]).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let output = B::moe_unchosen(scores.primitive, indices.clone());
+            prep.finish(indices, output)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(B::moe_unchosen(scores.primitive, indices)),
     }
 }

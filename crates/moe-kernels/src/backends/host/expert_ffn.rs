@@ -9,7 +9,7 @@ use crate::cpu::expert_ffn::{self, Needs, Problem};
 use crate::cpu::unset::Unset;
 use crate::host_plan::HostPlan;
 use crate::portable::{self, unwrap};
-use crate::{Activation, ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnWeights};
+use crate::{Activation, ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnSummed, FfnWeights};
 
 /// The inputs, contiguous.
 struct Inputs<T> {
@@ -87,6 +87,34 @@ pub(in crate::backends) fn forward<B: HostBackend>(
     let pre_activation = pre_activation.map(|z| unsafe { z.assume_set(len) });
     let tensor = |values, shape: [usize; 2]| FloatTensor::<B>::from_values(values, shape.into());
     (tensor(output, [num_tokens, problem.d_model]), pre_activation.map(|z| tensor(z, [num_rows, problem.columns()])))
+}
+
+pub(in crate::backends) fn forward_summing<B: HostBackend>(
+    tokens: FloatTensor<B>,
+    gates: FloatTensor<B>,
+    shares: FloatTensor<B>,
+    weights: FfnWeights<B>,
+    plan: &ExpertPlan<B>,
+) -> FfnSummed<B> {
+    if !fits(&tokens, &gates, &weights) || !all_f32::<B>(&[&shares]) {
+        return portable::expert_ffn_summing::<B>(tokens, gates, shares, weights, plan);
+    }
+    let (inputs, plan, shares) = (Inputs::new(tokens, gates, &weights), plan.on_host(), shares.contiguous());
+    let problem = inputs.problem(&plan);
+    let (num_tokens, num_rows, num_experts) = (problem.num_tokens(), plan.num_rows(), plan.num_experts());
+
+    let mut output = vec![0.0; num_tokens * problem.d_model];
+    let len = num_rows * problem.columns();
+    let mut pre_activation = Unset::new(len);
+    let sums = expert_ffn::forward_summing(&problem, shares.values(), pre_activation.slots(len), &mut output);
+    // SAFETY: the forward pass has written every slot.
+    let pre_activation = unsafe { pre_activation.assume_set(len) };
+    FfnSummed {
+        output: FloatTensor::<B>::from_values(output, [num_tokens, problem.d_model].into()),
+        pre_activation: FloatTensor::<B>::from_values(pre_activation, [num_rows, problem.columns()].into()),
+        sums: FloatTensor::<B>::from_values(sums.outputs, [num_experts, problem.d_model].into()),
+        totals: FloatTensor::<B>::from_values(sums.shares, [num_experts].into()),
+    }
 }
 
 pub(in crate::backends) fn backward<B: HostBackend>(

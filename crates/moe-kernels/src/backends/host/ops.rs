@@ -18,6 +18,13 @@ macro_rules! host_ops {
             $crate::backends::host::top_k::backward::<Self>(grad, indices, num_experts)
         }
 
+        fn moe_unchosen(
+            scores: burn::tensor::ops::FloatTensor<Self>,
+            indices: burn::tensor::ops::IntTensor<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::top_k::unchosen::<Self>(scores, indices)
+        }
+
         fn moe_dispatch(
             tokens: burn::tensor::ops::FloatTensor<Self>,
             plan: &$crate::ExpertPlan<Self>,
@@ -98,6 +105,16 @@ macro_rules! host_ops {
             let (output, pre_activation) =
                 $crate::backends::host::expert_ffn::forward(tokens, gates, weights, plan, true);
             (output, pre_activation.expect("it was asked for"))
+        }
+
+        fn moe_expert_ffn_summing(
+            tokens: burn::tensor::ops::FloatTensor<Self>,
+            gates: burn::tensor::ops::FloatTensor<Self>,
+            shares: burn::tensor::ops::FloatTensor<Self>,
+            weights: $crate::FfnWeights<Self>,
+            plan: &$crate::ExpertPlan<Self>,
+        ) -> $crate::FfnSummed<Self> {
+            $crate::backends::host::expert_ffn::forward_summing(tokens, gates, shares, weights, plan)
         }
 
         fn moe_expert_ffn_backward(

@@ -31,3 +31,14 @@ pub(in crate::backends) fn backward<B: HostBackend>(
     cpu::top_k_backward(grad.values(), &chosen, k, num_experts, &mut grad_scores);
     HostTensor::from_values(grad_scores, [num_tokens, num_experts].into())
 }
+
+pub(in crate::backends) fn unchosen<B: HostBackend>(scores: FloatTensor<B>, indices: IntTensor<B>) -> FloatTensor<B> {
+    if !all_f32::<B>(&[&scores]) {
+        return portable::unchosen::<B>(scores, indices);
+    }
+    let ([num_tokens, num_experts], scores) = (scores.shape().dims(), scores.contiguous());
+    let chosen: Vec<i64> = Tensor::<B, 2, Int>::from_primitive(indices).into_data().iter().collect();
+    let mut rest = scores.values().to_vec();
+    cpu::clear_chosen(&chosen, num_experts, &mut rest);
+    HostTensor::from_values(rest, [num_tokens, num_experts].into())
+}

@@ -16,6 +16,28 @@ const BLOCK_ROWS: usize = 1024;
 
 /// Writes `output` `[T, D]`, which must be zero, and, when asked, every slot of the pre-activation `[R, C]`.
 pub(crate) fn forward(problem: &Problem<'_>, pre_activation: Option<&mut [MaybeUninit<f32>]>, output: &mut [f32]) {
+    run(problem, pre_activation, output, |_| ());
+}
+
+/// What a part does with activations beside using them.
+pub(super) trait Activate {
+    /// `hidden = gate * activation(z)` for the rows of `block`.
+    fn activate(&mut self, problem: &Problem<'_>, block: &Segment, z: &[f32], gates: &[f32], hidden: &mut [f32]);
+}
+
+impl Activate for () {
+    fn activate(&mut self, problem: &Problem<'_>, _: &Segment, z: &[f32], gates: &[f32], hidden: &mut [f32]) {
+        gated_values(problem.activation, z, gates, hidden, problem.d_hidden);
+    }
+}
+
+/// [`forward`] with an `activate` for each part, which are returned in the order of the parts.
+pub(super) fn run<A: Activate + Send>(
+    problem: &Problem<'_>,
+    pre_activation: Option<&mut [MaybeUninit<f32>]>,
+    output: &mut [f32],
+    activate: impl Fn(&TokenPart) -> A + Sync,
+) -> Vec<A> {
     let parts = split_by_tokens(problem.plan, problem.num_tokens(), rayon::current_num_threads());
     let kept = match pre_activation {
         Some(buffer) => cut(buffer, problem.columns(), &parts).into_iter().map(Some).collect(),
@@ -23,7 +45,12 @@ pub(crate) fn forward(problem: &Problem<'_>, pre_activation: Option<&mut [MaybeU
     };
     let outputs = cut_tokens(output, problem.d_model, &parts);
     let work: Vec<_> = parts.iter().zip(kept).zip(outputs).collect();
-    work.into_par_iter().for_each(|((part, kept), output)| forward_part(problem, part, kept, output));
+    let forward = |((part, kept), output)| {
+        let mut activate = activate(part);
+        forward_part(problem, part, kept, output, &mut activate);
+        activate
+    };
+    work.into_par_iter().map(forward).collect()
 }
 
 /// Cuts `buffer` `[T, width]` along the parts.
@@ -52,6 +79,7 @@ fn forward_part(
     part: &TokenPart,
     kept: Option<Vec<&mut [MaybeUninit<f32>]>>,
     output: &mut [f32],
+    activate: &mut impl Activate,
 ) {
     let mut scratch = Scratch::default();
     let first_token = part.tokens.start;
@@ -64,7 +92,7 @@ fn forward_part(
                 *kept = rest;
                 piece
             });
-            forward_block(problem, &block, kept, &mut scratch);
+            forward_block(problem, &block, kept, &mut scratch, activate);
             add_to_tokens(problem, &block, &scratch.output, first_token, output);
             if let Some(bias) = problem.b_out(block.expert) {
                 add_bias(problem, &block, bias, &scratch.gates, first_token, output);
@@ -82,7 +110,13 @@ pub(super) fn blocks(segment: &Segment) -> impl Iterator<Item = Segment> + use<>
 }
 
 /// Leaves `gate * activation(..) W_out` of the block's rows in `scratch.output`.
-fn forward_block(problem: &Problem<'_>, block: &Segment, kept: Option<&mut [MaybeUninit<f32>]>, scratch: &mut Scratch) {
+fn forward_block(
+    problem: &Problem<'_>,
+    block: &Segment,
+    kept: Option<&mut [MaybeUninit<f32>]>,
+    scratch: &mut Scratch,
+    activate: &mut impl Activate,
+) {
     let (n, d, f, c) = (block.rows.len(), problem.d_model, problem.d_hidden, problem.columns());
     gather(problem.tokens, d, 0..d, &problem.plan.token_of_row[block.rows.clone()], &mut scratch.tokens);
     problem.gates_of(block.rows.clone(), &mut scratch.gates);
@@ -93,7 +127,7 @@ fn forward_block(problem: &Problem<'_>, block: &Segment, kept: Option<&mut [Mayb
     let z = first_product(z, &scratch.tokens, problem.w_in(block.expert), problem.b_in(block.expert), [n, d, c]);
 
     let hidden = resize(&mut scratch.hidden, n * f);
-    gated_values(problem.activation, z, &scratch.gates, hidden, f);
+    activate.activate(problem, block, z, &scratch.gates, hidden);
     let output = MatMut::new(resize(&mut scratch.output, n * d), n, d);
     gemm(output, Onto::Overwrite, Mat::new(hidden, n, f), Mat::new(problem.w_out(block.expert), f, d));
 }

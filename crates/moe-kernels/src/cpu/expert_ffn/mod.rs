@@ -10,10 +10,12 @@ mod backward;
 mod forward;
 mod rows;
 mod segments;
+mod sums;
 mod weights;
 
 pub(crate) use backward::{Needs, backward};
 pub(crate) use forward::forward;
+pub(crate) use sums::forward_summing;
 
 use std::ops::Range;
 

@@ -1,0 +1,173 @@
+//! `default-moe` against loops in f64, numbers worked out by hand and an implementation in PyTorch.
+
+mod by_hand;
+#[cfg(feature = "flex")]
+mod low_precision;
+mod oracle;
+mod torch;
+
+use burn::module::Param;
+use burn::tensor::Tensor;
+use default_moe::{DefaultMoe, DefaultMoeConfig, DefaultOptions, DefaultUpdate, Evaluation, Form, UpdateRule};
+use moe_layers::{AutodiffMoeBackend, MoeConfig};
+use moe_tests::{CASES, assert_close, host, on_every_backend, random, tensor};
+
+use oracle::Layer;
+
+on_every_backend!(
+    values_vectors_and_gradients_match_the_loops,
+    renormalised_gates_divide_the_vectors_weights_too,
+    backward_only_is_top_k_with_the_router_gradient_of_all_slots,
+    frozen_evaluation_uses_the_vectors_and_top_k_does_not,
+    all_experts_chosen_leaves_nothing_to_fill,
+    relabelling_experts_relabels_the_vectors,
+    no_tokens_are_an_empty_update,
+    the_energy_is_that_of_the_two_parts,
+);
+
+const RULES: [UpdateRule; 3] = [UpdateRule::Mean, UpdateRule::Weighted, UpdateRule::WeightedByCount];
+
+fn param<B: AutodiffMoeBackend, const D: usize>(
+    values: &[f64],
+    shape: [usize; D],
+    device: &B::Device,
+) -> Param<Tensor<B, D>> {
+    Param::from_tensor(tensor(values, shape, device))
+}
+
+fn layer<B: AutodiffMoeBackend>(numbers: &Layer, form: Form, device: &B::Device) -> DefaultMoe<B> {
+    let (e, d, f, k) = (numbers.case.experts, numbers.case.d_model, numbers.case.d_hidden, numbers.case.top_k);
+    let moe = MoeConfig::new(d, f, e, k).with_normalize_gates(numbers.renormalize);
+    let options = DefaultOptions::new().with_beta(numbers.beta).with_rule(numbers.rule).with_form(form);
+    let mut layer = DefaultMoeConfig::new(moe).with_options(options).init::<B>(device);
+    layer.moe.router.weight = param(&numbers.router, [d, e], device);
+    layer.moe.experts.w_in = param(&numbers.w_in, [e, d, 2 * f], device);
+    layer.moe.experts.w_out = param(&numbers.w_out, [e, f, d], device);
+    layer.vectors.values = layer.vectors.values.map(|_| tensor(&numbers.vectors, [e, d], device));
+    layer
+}
+
+/// Output, the vectors after the batch, and gradients in the order tokens, router, `w_in`, `w_out`.
+fn run<B: AutodiffMoeBackend>(numbers: &Layer, form: Form, device: &B::Device) -> [Vec<f64>; 6] {
+    let mut layer = layer::<B>(numbers, form, device);
+    let shape = [numbers.case.tokens, numbers.case.d_model];
+    let tokens = tensor::<B, 2>(&numbers.tokens, shape, device).require_grad();
+    let out = layer.forward(tokens.clone());
+    let grads = (out.output.clone() * tensor(&numbers.grad, shape, device)).sum().backward();
+    layer.absorb(&out.update.expect("a training pass"));
+    let moe = &layer.moe;
+    [
+        host(out.output),
+        host(layer.vectors.values.val()),
+        host(tokens.grad(&grads).expect("tracked")),
+        host(moe.router.weight.grad(&grads).expect("tracked")),
+        host(moe.experts.w_in.grad(&grads).expect("tracked")),
+        host(moe.experts.w_out.grad(&grads).expect("tracked")),
+    ]
+}
+
+const PARTS: [&str; 6] = ["output", "vectors", "tokens", "router", "w_in", "w_out"];
+
+fn check<B: AutodiffMoeBackend>(numbers: &Layer, device: &B::Device) {
+    let expected = numbers.expected();
+    let expected = [expected.output, expected.vectors, expected.tokens, expected.router, expected.w_in, expected.w_out];
+    for ((found, expected), part) in run::<B>(numbers, Form::Full, device).iter().zip(&expected).zip(PARTS) {
+        assert_close(&format!("{}, {:?}, {part}", numbers.case.name, numbers.rule), found, expected);
+    }
+}
+
+/// The router's gradient is the closed form `pi_i (g.v_i - g.y)`; an expert gets `pi_i g` from the tokens that chose it
+/// and nothing else.
+fn values_vectors_and_gradients_match_the_loops<B: AutodiffMoeBackend>(device: &B::Device) {
+    for (i, case) in CASES.iter().enumerate().filter(|(_, case)| case.tokens > 0) {
+        for rule in &RULES[..if i < 2 { RULES.len() } else { 1 }] {
+            check::<B>(&Layer::random(case, *rule), device);
+        }
+    }
+    check::<B>(&Layer::random(&CASES[4], UpdateRule::Weighted), device);
+}
+
+/// `(pi_i / s) (g.v_i - 1[i in A] g.y)`.
+fn renormalised_gates_divide_the_vectors_weights_too<B: AutodiffMoeBackend>(device: &B::Device) {
+    for case in &CASES[..3] {
+        check::<B>(&Layer { renormalize: true, ..Layer::random(case, UpdateRule::Weighted) }, device);
+    }
+}
+
+fn backward_only_is_top_k_with_the_router_gradient_of_all_slots<B: AutodiffMoeBackend>(device: &B::Device) {
+    let numbers = Layer::random(&CASES[1], UpdateRule::Weighted);
+    let [output, vectors, tokens, router, ..] = run::<B>(&numbers, Form::BackwardOnly, device);
+    let expected = numbers.expected();
+    assert_close("output", &output, &expected.top_k);
+    assert_close("vectors", &vectors, &expected.vectors);
+    // `ybar` of the formula is the output of the full form, so the two forms have one router gradient.
+    assert_close("router", &router, &expected.router);
+    assert_close("tokens", &tokens, &expected.tokens);
+
+    let layer = layer::<B>(&numbers, Form::BackwardOnly, device);
+    let input = tensor::<B, 2>(&numbers.tokens, [numbers.case.tokens, numbers.case.d_model], device);
+    assert_eq!(host(layer.forward(input.clone()).output), host(layer.moe.forward(input).output));
+}
+
+fn frozen_evaluation_uses_the_vectors_and_top_k_does_not<B: AutodiffMoeBackend>(device: &B::Device) {
+    let numbers = Layer::random(&CASES[1], UpdateRule::Weighted);
+    let input = tensor::<B, 2>(&numbers.tokens, [numbers.case.tokens, numbers.case.d_model], device);
+    let trained = layer::<B>(&numbers, Form::Full, device);
+    let evaluate = |layer: &DefaultMoe<B>| {
+        let out = layer.vectors.forward_evaluation(&layer.moe, input.clone());
+        assert!(out.update.is_none());
+        host(out.output)
+    };
+    // With beta 1 the batch moves nothing: the loops then use the vectors as they are.
+    let frozen = Layer { beta: 1.0, ..numbers.clone() }.expected().output;
+    assert_close("frozen", &evaluate(&trained), &frozen);
+    let plain = trained.with_evaluation(Evaluation::TopK);
+    assert_eq!(evaluate(&plain), host(plain.moe.forward(input.clone()).output));
+    assert_close("frozen again", &evaluate(&plain.with_evaluation(Evaluation::Frozen)), &frozen);
+}
+
+fn all_experts_chosen_leaves_nothing_to_fill<B: AutodiffMoeBackend>(device: &B::Device) {
+    let case = CASES.iter().find(|case| case.name == "every expert").expect("in the catalogue");
+    let layer = layer::<B>(&Layer::random(case, UpdateRule::Mean), Form::Full, device);
+    let input = tensor::<B, 2>(&random(case.tokens * case.d_model, 1), [case.tokens, case.d_model], device);
+    assert_eq!(host(layer.forward(input.clone()).output), host(layer.moe.forward(input).output));
+}
+
+fn relabelling_experts_relabels_the_vectors<B: AutodiffMoeBackend>(device: &B::Device) {
+    let numbers = Layer::random(&CASES[1], UpdateRule::Weighted);
+    let order = Tensor::<B, 1, burn::tensor::Int>::from_data([3, 0, 4, 1, 2], device);
+    let straight = layer::<B>(&numbers, Form::Full, device);
+    let mut relabelled = straight.clone();
+    relabelled.moe.router.weight = relabelled.moe.router.weight.map(|w| w.select(1, order.clone()));
+    relabelled.moe.experts.w_in = relabelled.moe.experts.w_in.map(|w| w.select(0, order.clone()));
+    relabelled.moe.experts.w_out = relabelled.moe.experts.w_out.map(|w| w.select(0, order.clone()));
+    relabelled.vectors.values = relabelled.vectors.values.map(|v| v.select(0, order.clone()));
+
+    let input = tensor::<B, 2>(&numbers.tokens, [numbers.case.tokens, numbers.case.d_model], device);
+    let (before, after) = (straight.forward(input.clone()), relabelled.forward(input));
+    assert_close("output", &host(after.output), &host(before.output));
+    let matrix = |update: Option<DefaultUpdate<B>>| update.expect("training").into_matrix();
+    assert_close("update", &host(matrix(after.update)), &host(matrix(before.update).select(0, order)));
+}
+
+fn no_tokens_are_an_empty_update<B: AutodiffMoeBackend>(device: &B::Device) {
+    let mut layer = layer::<B>(&Layer::random(&CASES[0], UpdateRule::Mean), Form::Full, device);
+    let before = host(layer.vectors.values.val());
+    let out = layer.forward(Tensor::<B, 2>::zeros([0, CASES[0].d_model], device));
+    assert_eq!(out.output.dims(), [0, CASES[0].d_model]);
+    layer.absorb(&out.update.expect("training"));
+    assert_eq!(host(layer.vectors.values.val()), before);
+}
+
+fn the_energy_is_that_of_the_two_parts<B: AutodiffMoeBackend>(device: &B::Device) {
+    let numbers = Layer::random(&CASES[1], UpdateRule::Weighted);
+    let input = tensor::<B, 2>(&numbers.tokens, [numbers.case.tokens, numbers.case.d_model], device);
+    let layer = layer::<B>(&numbers, Form::Full, device);
+    assert!(layer.forward(input.clone()).energy.is_none());
+    let measuring = layer.vectors.with_measuring(true);
+    let energy = measuring.forward(&layer.moe, input).energy.expect("it was asked for");
+    let expected = numbers.expected();
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let fill = squares(&mut expected.output.iter().zip(&expected.top_k).map(|(y, e)| y - e));
+    assert_close("energy", &host(energy), &[fill, squares(&mut expected.top_k.iter().copied())]);
+}

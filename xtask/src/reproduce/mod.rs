@@ -1,0 +1,134 @@
+//! `cargo xtask reproduce STUDY`: a grid of training runs that resumes where it stopped, its raw results, a report.
+//!
+//! Every run is a call of `moe-train`, so a figure of the report can be made again by hand. Results are one line each
+//! in `results.jsonl`, appended when a run has ended and been measured; the report is a function of that file.
+
+mod default_moe;
+mod grid;
+mod report;
+mod results;
+mod runner;
+mod statistics;
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::backend::Backend;
+use crate::program::{self, Request};
+use crate::{Result, cargo, files};
+
+use results::Results;
+
+/// Which study.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Study {
+    /// Top-K against Default MoE on a language model
+    DefaultMoe,
+}
+
+/// For which machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scale {
+    /// At most 3 hours on 2 cores, two runs side by side
+    Cpu,
+    /// At most 25 minutes on one H200
+    Gpu,
+}
+
+/// Options of `cargo xtask reproduce`.
+#[derive(Args, Debug)]
+pub(crate) struct ReproduceArgs {
+    /// Which study
+    #[arg(value_enum)]
+    study: Study,
+    /// For which machine
+    #[arg(long, value_enum, default_value = "cpu")]
+    scale: Scale,
+    /// The text: a directory with train/ and valid/, or whatever `train --data` takes
+    #[arg(long, value_name = "FILE|DIR")]
+    data: Option<PathBuf>,
+    /// Where results.jsonl and report.md go [default: benchmarks/STUDY/SCALE]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Where the runs themselves go [default: target/reproduce/STUDY/SCALE]
+    #[arg(long, value_name = "DIR")]
+    runs: Option<PathBuf>,
+    /// Runs side by side, one thread each [default: 2, on a GPU 1]
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+    /// Steps of each run, fewer for a look
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Only runs whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Write the report from the results there are, run nothing
+    #[arg(long)]
+    report: bool,
+    /// Show the runs of the grid that are left, run nothing
+    #[arg(long, conflicts_with = "report")]
+    list: bool,
+}
+
+impl Scale {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Gpu => "gpu",
+        }
+    }
+
+    fn backend(self) -> Backend {
+        match self {
+            Self::Cpu => Backend::Flex,
+            Self::Gpu => Backend::Cuda,
+        }
+    }
+
+    fn jobs(self) -> usize {
+        match self {
+            Self::Cpu => 2,
+            Self::Gpu => 1,
+        }
+    }
+}
+
+/// Runs what is left of the grid and writes the report.
+pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
+    let Study::DefaultMoe = args.study;
+    let out = args.out.clone().unwrap_or_else(|| folder("benchmarks", args.scale));
+    files::at(&out, std::fs::create_dir_all(&out))?;
+    let mut results = Results::open(&out.join("results.jsonl"))?;
+    if !args.report {
+        let grid = default_moe::grid(args.scale);
+        let only = args.only.as_deref().unwrap_or_default();
+        let left: Vec<_> = grid.into_iter().filter(|run| run.name().contains(only) && !results.has(run)).collect();
+        if args.list {
+            left.iter().for_each(|run| println!("{}", run.name()));
+            return Ok(());
+        }
+        runner::run_all(left, &setting(args)?, &mut results)?;
+    }
+    let path = out.join("report.md");
+    files::at(&path, std::fs::write(&path, report::markdown(&results, args.scale)))?;
+    println!("{}", path.display());
+    Ok(())
+}
+
+fn folder(parent: &str, scale: Scale) -> PathBuf {
+    cargo::root().join(parent).join("default-moe").join(scale.name())
+}
+
+fn setting(args: &ReproduceArgs) -> Result<runner::Setting> {
+    let data = args.data.clone().ok_or("--data is missing: the text to train on, e.g. the folder novels98")?;
+    let request = Request { backend: args.scale.backend(), release: true, help: false, rest: Vec::new() };
+    Ok(runner::Setting {
+        program: program::build("moe-train", &request)?,
+        data: files::at(&data, data.canonicalize())?,
+        runs: args.runs.clone().unwrap_or_else(|| folder("target/reproduce", args.scale)),
+        jobs: args.jobs.unwrap_or_else(|| args.scale.jobs()).max(1),
+        threads: (args.scale == Scale::Cpu).then_some(1),
+        steps: args.steps,
+    })
+}

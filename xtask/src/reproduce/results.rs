@@ -1,0 +1,119 @@
+//! `results.jsonl`: one line for each run that has ended and been measured.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::grid::Run;
+use crate::Result;
+use crate::files::at;
+
+/// The results there are, and the file that further ones go to.
+pub(crate) struct Results {
+    path: PathBuf,
+    lines: Vec<Value>,
+}
+
+impl Results {
+    /// Reads the file; one that is not there holds none. A last line that was cut short is left out and written over.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let text = if path.exists() { at(path, fs::read_to_string(path))? } else { String::new() };
+        let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+        let parse = |(i, line): (usize, &str)| {
+            serde_json::from_str(line).map_err(|error| format!("{}, line {}: {error}", path.display(), i + 1))
+        };
+        let lines = whole.lines().enumerate().map(parse).collect::<Result<_>>()?;
+        if whole.len() < text.len() {
+            at(path, fs::write(path, whole))?;
+        }
+        Ok(Self { path: path.to_path_buf(), lines })
+    }
+
+    /// Whether the run has a result.
+    pub(crate) fn has(&self, run: &Run) -> bool {
+        self.find(&run.name()).is_some()
+    }
+
+    /// The result of a run by its name.
+    pub(crate) fn find(&self, name: &str) -> Option<&Value> {
+        self.lines.iter().find(|line| line["run"] == name)
+    }
+
+    /// Appends a result with one write.
+    pub(crate) fn add(&mut self, result: Value) -> Result<()> {
+        let mut file = at(&self.path, OpenOptions::new().create(true).append(true).open(&self.path))?;
+        at(&self.path, file.write_all(format!("{result}\n").as_bytes()))?;
+        self.lines.push(result);
+        Ok(())
+    }
+}
+
+/// The line of a run: losses by way of evaluation, in nats per token, and the last record of its metrics. Without losses:
+/// training stopped because a number was not finite.
+pub(crate) fn line(run: &Run, steps: usize, losses: Option<Map<String, Value>>, last: &Value) -> Value {
+    let layers: Vec<Value> = last["layers"].as_array().into_iter().flatten().map(layer).collect();
+    json!({
+        "run": run.name(),
+        "arm": run.arm.name(),
+        "experts": run.experts.name,
+        "lr": run.lr,
+        "seed": run.seed,
+        "steps": steps,
+        "diverged": losses.is_none(),
+        "loss": losses,
+        "train_loss": last["loss"],
+        "tokens_per_s": last["tokens_per_s"],
+        "layers": layers,
+    })
+}
+
+fn layer(record: &Value) -> Value {
+    json!({
+        "layer": record["layer"],
+        "load_ratio": record["load_ratio"],
+        "dead_experts": record["dead_experts"],
+        "router_entropy": record["router_entropy"],
+        "default": record["default"],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Scale;
+    use super::super::default_moe::grid;
+    use super::*;
+
+    fn file(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("xtask-results-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        dir.join("results.jsonl")
+    }
+
+    #[test]
+    fn results_come_back_and_a_cut_line_does_not_count() {
+        let (path, runs) = (file("cut"), grid(Scale::Cpu));
+        let mut results = Results::open(&path).unwrap();
+        let losses = Map::from_iter([("top-k".to_string(), json!(1.25))]);
+        let last = json!({"loss": 1.5, "layers": [{"layer": 1, "load_ratio": 1.1, "expert_counts": [1, 2]}]});
+        results.add(line(&runs[0], 7, Some(losses), &last)).unwrap();
+        let whole = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{whole}{{\"run\": \"8c")).unwrap();
+
+        let results = Results::open(&path).unwrap();
+        assert!(results.has(&runs[0]) && !results.has(&runs[1]));
+        let found = results.find(&runs[0].name()).unwrap();
+        assert_eq!((&found["loss"]["top-k"], &found["diverged"]), (&json!(1.25), &json!(false)));
+        assert_eq!(found["layers"][0]["load_ratio"], 1.1);
+        assert_eq!(fs::read_to_string(&path).unwrap(), whole);
+    }
+
+    #[test]
+    fn a_line_that_is_no_result_is_named() {
+        let path = file("bad");
+        fs::write(&path, "{}\nnonsense\n").unwrap();
+        assert!(Results::open(&path).err().unwrap().contains("line 2"));
+    }
+}

@@ -1,0 +1,217 @@
+//! Carries out runs side by side: trains (or goes on training), measures, keeps the result.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::thread;
+
+use serde_json::{Map, Value, json};
+
+use super::grid::Run;
+use super::results::{Results, line};
+use crate::Result;
+use crate::files::at;
+
+/// What `moe-train` says when training cannot go on.
+const DIVERGED: &str = "is not finite";
+
+/// How to carry out runs.
+pub(crate) struct Setting {
+    /// `moe-train`.
+    pub(crate) program: PathBuf,
+    pub(crate) data: PathBuf,
+    /// Run directories, by name.
+    pub(crate) runs: PathBuf,
+    /// Runs side by side.
+    pub(crate) jobs: usize,
+    /// Threads of each; `None` leaves it to the program.
+    pub(crate) threads: Option<usize>,
+    /// Steps of each, if not those of its size.
+    pub(crate) steps: Option<usize>,
+}
+
+/// Carries out all of `runs` and adds their results; the first failure ends it after the runs that are under way.
+pub(crate) fn run_all(runs: Vec<Run>, setting: &Setting, results: &mut Results) -> Result<()> {
+    let total = runs.len();
+    let queue = Mutex::new(VecDeque::from_iter(runs.into_iter().enumerate()));
+    let results = Mutex::new(results);
+    let work = || -> Result<()> {
+        loop {
+            let next = queue.lock().map_err(poisoned)?.pop_front();
+            let Some((i, run)) = next else { return Ok(()) };
+            eprintln!("[{}/{total}] {}", i + 1, run.name());
+            match carry_out(&run, setting) {
+                Ok(result) => results.lock().map_err(poisoned)?.add(result)?,
+                Err(message) => {
+                    queue.lock().map_err(poisoned)?.clear();
+                    return Err(format!("{}: {message}", run.name()));
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..setting.jobs).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err("a worker failed".into())))
+    })
+}
+
+fn poisoned<T>(_: T) -> String {
+    "another worker failed".into()
+}
+
+/// Trains from where it was left, and measures.
+fn carry_out(run: &Run, setting: &Setting) -> Result<Value> {
+    let dir = setting.runs.join(run.name());
+    let steps = setting.steps.unwrap_or(run.size.steps);
+    let trained = output(&mut train(run, setting, &dir))?;
+    let last = last_record(&dir)?;
+    if !trained.success && trained.stderr.contains(DIVERGED) {
+        return Ok(line(run, steps, None, &last));
+    }
+    trained.check("train")?;
+    let mut losses = Map::from_iter([("top-k".to_string(), json!(measure(run, setting, &dir, "top-k")?))]);
+    if run.has_default_vectors() {
+        losses.insert("frozen".into(), json!(measure(run, setting, &dir, "frozen")?));
+    }
+    Ok(line(run, steps, Some(losses), &last))
+}
+
+fn train(run: &Run, setting: &Setting, dir: &Path) -> Command {
+    let mut command = program(setting, "train");
+    if dir.join("config.json").is_file() {
+        command.arg("--resume").arg(dir);
+        return command;
+    }
+    command.args(["--preset", "tiny", "--seed", &run.seed.to_string()]);
+    command.arg("--data").arg(&setting.data).arg("--out").arg(dir);
+    for assignment in run.settings(setting.steps) {
+        command.args(["--set", &assignment]);
+    }
+    command
+}
+
+/// Loss in nats per token on held-out text.
+fn measure(run: &Run, setting: &Setting, dir: &Path, evaluation: &str) -> Result<f64> {
+    let mut command = program(setting, "eval");
+    command.arg("--run").arg(dir).args(["--batches", &run.size.eval_batches.to_string()]);
+    command.args(["--default-vectors", evaluation]);
+    let measured = output(&mut command)?;
+    measured.check("eval")?;
+    loss_of(&measured.stdout).ok_or_else(|| format!("eval printed no loss: {}", measured.stdout))
+}
+
+fn program(setting: &Setting, subcommand: &str) -> Command {
+    let mut command = Command::new(&setting.program);
+    command.arg(subcommand).stdin(Stdio::null());
+    if let Some(threads) = setting.threads {
+        // Rayon's own setting, and that of burn-ndarray's products.
+        command.env("RAYON_NUM_THREADS", threads.to_string()).env("MATMUL_NUM_THREADS", threads.to_string());
+    }
+    command
+}
+
+/// What a program said.
+struct Output {
+    success: bool,
+    stdout: String,
+    stderr: String,
+}
+
+impl Output {
+    fn check(&self, what: &str) -> Result<()> {
+        if self.success { Ok(()) } else { Err(format!("{what} failed: {}", self.stderr.trim())) }
+    }
+}
+
+fn output(command: &mut Command) -> Result<Output> {
+    let output = command.output().map_err(|error| format!("cannot start moe-train: {error}"))?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Output { success: output.status.success(), stdout: text(output.stdout), stderr: text(output.stderr) })
+}
+
+/// The number after `loss=` in the last line.
+fn loss_of(stdout: &str) -> Option<f64> {
+    let last = stdout.lines().rfind(|line| line.starts_with("eval: "))?;
+    last.split_whitespace().find_map(|word| word.strip_prefix("loss="))?.parse().ok()
+}
+
+/// The last record of the metrics; `null` without any.
+fn last_record(dir: &Path) -> Result<Value> {
+    let path = dir.join("metrics.jsonl");
+    if !path.exists() {
+        return Ok(Value::Null);
+    }
+    let text = at(&path, fs::read_to_string(&path))?;
+    let last = text.lines().filter_map(|line| serde_json::from_str(line).ok()).next_back();
+    Ok(last.unwrap_or(Value::Null))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Scale;
+    use super::super::default_moe::grid;
+    use super::*;
+
+    #[test]
+    fn the_loss_is_read_from_the_last_line() {
+        let text = "layer  1  load max/mean 1.20\neval: step=800 tokens=131072 loss=1.6123 bpb=2.3260\n";
+        assert_eq!(loss_of(text), Some(1.6123));
+        assert_eq!(loss_of("nothing"), None);
+    }
+
+    fn setting(name: &str, script: &str) -> Setting {
+        let dir = std::env::temp_dir().join(format!("xtask-runner-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        let program = dir.join("program");
+        fs::write(&program, format!("#!/bin/sh\n{script}")).unwrap();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Setting { program, data: dir.clone(), runs: dir.join("runs"), jobs: 2, threads: Some(1), steps: Some(4) }
+    }
+
+    /// Stands in for `moe-train`: trains by making a directory, and says a loss for each way of evaluation.
+    #[cfg(unix)]
+    const STAND_IN: &str = r#"
+        echo "$@" >> "$(dirname "$0")/calls"
+        case "$1" in
+        train) while [ $# -gt 0 ]; do case "$1" in --out|--resume) dir=$2;; esac; shift; done
+            mkdir -p "$dir"; echo '{}' > "$dir/config.json"; echo '{"loss": 2.5, "layers": []}' > "$dir/metrics.jsonl";;
+        eval) case "$*" in *frozen*) loss=1.5;; *) loss=1.75;; esac; echo "eval: step=4 tokens=9 loss=$loss bpb=2.0";;
+        esac
+    "#;
+
+    #[cfg(unix)]
+    #[test]
+    fn results_are_kept_and_what_is_there_is_not_run_again() {
+        let setting = setting("grid", STAND_IN);
+        let file = setting.data.join("results.jsonl");
+        let runs: Vec<Run> = grid(Scale::Cpu).into_iter().take(4).collect();
+        fs::create_dir_all(setting.runs.join(runs[1].name())).unwrap();
+        fs::write(setting.runs.join(runs[1].name()).join("config.json"), "{}").unwrap();
+        run_all(runs.clone(), &setting, &mut Results::open(&file).unwrap()).unwrap();
+
+        let results = Results::open(&file).unwrap();
+        assert!(runs.iter().all(|run| results.has(run)));
+        let default = results.find(&runs[1].name()).unwrap();
+        assert_eq!((&default["loss"]["frozen"], &default["loss"]["top-k"]), (&json!(1.5), &json!(1.75)));
+        assert_eq!(results.find(&runs[0].name()).unwrap()["loss"]["frozen"], Value::Null);
+        let calls = fs::read_to_string(setting.data.join("calls")).unwrap();
+        assert_eq!(calls.matches("--resume").count(), 1, "a run that had begun goes on: {calls}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_run_that_diverges_is_a_result_and_another_failure_an_error() {
+        let run = grid(Scale::Cpu)[0];
+        let diverges = setting("diverges", "echo 'error: the loss is not finite at step 3' >&2; exit 1\n");
+        assert_eq!(carry_out(&run, &diverges).unwrap()["diverged"], true);
+        let fails = setting("fails", "echo 'error: no such text' >&2; exit 1\n");
+        assert!(carry_out(&run, &fails).unwrap_err().contains("no such text"));
+    }
+}
