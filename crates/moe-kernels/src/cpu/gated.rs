@@ -43,7 +43,7 @@ pub(super) fn gated_backward(
 
 /// `max(z, 0)`, but a NaN stays one; so it does as a slope, which is that of no number.
 #[inline(always)]
-fn relu(z: f32) -> f32 {
+pub(super) fn relu(z: f32) -> f32 {
     if z < 0.0 { 0.0 } else { z }
 }
 

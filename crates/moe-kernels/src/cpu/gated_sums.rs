@@ -1,8 +1,9 @@
 //! Activations of an expert's rows, each times its gate, and their sum over the rows, each times its share: in one pass.
 
-use pulp::Arch;
+use multiversion::multiversion;
 
 use super::exp::{normal, sigmoid};
+use super::gated::relu;
 use crate::Activation;
 
 /// `hidden = gate * activation(z)` as [`gated_values`](super::gated::gated_values) computes it, and
@@ -16,17 +17,27 @@ pub(super) fn gated_values_summing(
     sums: &mut [f32],
 ) {
     let rows = Rows { z, gates, shares };
-    Arch::new().dispatch(|| match activation {
+    match activation {
         Activation::SwiGlu => of_halves(&rows, hidden, sums),
-        Activation::Gelu => of_each(&rows, hidden, sums, |z| z * normal(z).0),
-        Activation::Relu => of_each(&rows, hidden, sums, |z| z.max(0.0)),
-    });
+        Activation::Gelu => of_gelu(&rows, hidden, sums),
+        Activation::Relu => of_relu(&rows, hidden, sums),
+    }
 }
 
 struct Rows<'a> {
     z: &'a [f32],
     gates: &'a [f32],
     shares: &'a [f32],
+}
+
+#[multiversion(targets = "simd")]
+fn of_gelu(rows: &Rows<'_>, hidden: &mut [f32], sums: &mut [f32]) {
+    of_each(rows, hidden, sums, |z| z * normal(z).0);
+}
+
+#[multiversion(targets = "simd")]
+fn of_relu(rows: &Rows<'_>, hidden: &mut [f32], sums: &mut [f32]) {
+    of_each(rows, hidden, sums, relu);
 }
 
 #[inline(always)]
@@ -42,7 +53,7 @@ fn of_each(rows: &Rows<'_>, hidden: &mut [f32], sums: &mut [f32], value: impl Fn
     }
 }
 
-#[inline(always)]
+#[multiversion(targets = "simd")]
 fn of_halves(rows: &Rows<'_>, hidden: &mut [f32], sums: &mut [f32]) {
     let f = sums.len();
     let weights = rows.gates.iter().zip(rows.shares);

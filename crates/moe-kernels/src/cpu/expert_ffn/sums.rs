@@ -5,7 +5,7 @@
 
 use std::mem::MaybeUninit;
 
-use pulp::Arch;
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Problem;
@@ -83,12 +83,12 @@ fn through_w_out(problem: &Problem<'_>, hidden: &[f32], shares: &[f32]) -> Vec<f
         let (hidden, w_out) = (&hidden[expert * f..(expert + 1) * f], problem.w_out(expert));
         let rows = hidden.iter().copied().zip(w_out.chunks_exact(d));
         let bias = problem.b_out(expert).map(|bias| (shares[expert], bias));
-        Arch::new().dispatch(|| rows.chain(bias).for_each(|(factor, row)| add_scaled(output, factor, row)));
+        rows.chain(bias).for_each(|(factor, row)| add_scaled(output, factor, row));
     });
     outputs
 }
 
-#[inline(always)]
+#[multiversion(targets = "simd")]
 fn add_scaled(sum: &mut [f32], factor: f32, row: &[f32]) {
     for (sum, x) in sum.iter_mut().zip(row) {
         *sum += factor * x;
