@@ -58,12 +58,7 @@ impl<B: Backend> ExpertCounts<B> {
 /// # Shapes
 ///
 /// - counts: `[E]`
-pub fn register_counts<I: Backend>(
-    grads: &mut GradientsParams,
-    id: ParamId,
-    counts: Tensor<I, 1>,
-    num_tokens: usize,
-) {
+pub fn register_counts<I: Backend>(grads: &mut GradientsParams, id: ParamId, counts: Tensor<I, 1>, num_tokens: usize) {
     let tokens = TensorData::from([num_tokens as f32]);
     let tokens = Tensor::<I, 1>::from_data(tokens, (&counts.device(), DType::F32));
     let new = Tensor::cat(vec![counts.cast(DType::F32), tokens], 0);
@@ -207,7 +202,8 @@ mod tests {
         let loaded = counted().valid().load_record(record);
         assert_eq!(loaded.linear.weight.val().into_data(), weight);
 
-        let bytes = Recorder::<Flex>::record(&Bytes::default(), loaded.into_record(), ()).expect("bytes can be written");
+        let bytes =
+            Recorder::<Flex>::record(&Bytes::default(), loaded.into_record(), ()).expect("bytes can be written");
         let record = Recorder::<Flex>::load(&Bytes::default(), bytes, &device).expect("the record fits");
         let other = Plain::<Flex> { linear: LinearConfig::new(2, 3).init(&device) };
         assert_eq!(other.load_record(record).linear.weight.val().into_data(), weight);

@@ -158,9 +158,8 @@ fn random_boost_deals_the_same_factors_out_anew_in_every_step_and_layer() {
     let counts = [50.0, 20.0, 11.0, 3.0, 9.0, 1.0, 2.0, 4.0];
     let plain = factors(&config(Variant::ZeroSum), &counts, 100.0);
     let config = config(Variant::ZeroSum).with_control(Some(Control::RandomBoost));
-    let dealt = |draw| -> Vec<f64> {
-        config.factors(utilization(&counts, 100.0), draw).into_data().iter::<f64>().collect()
-    };
+    let dealt =
+        |draw| -> Vec<f64> { config.factors(utilization(&counts, 100.0), draw).into_data().iter::<f64>().collect() };
     let sorted = |mut values: Vec<f64>| {
         values.sort_by(f64::total_cmp);
         values

@@ -1,7 +1,7 @@
 //! Expert parameters before a step, and the scaling of what the step changed.
 //!
 //! `theta_i <- new_i + (new_i - old_i) * (phi_i - 1)`, which is `old_i + phi_i * delta_i` \[S\] written so that a factor of
-//! 1 leaves `new_i` as it is. Computed as `new + (old - new) * (1 - phi)`: the same bits, and every operation can
+//! 1 leaves `new_i` as it is; a factor of 0 gives `old_i` up to rounding. Computed as `new + (old - new) * (1 - phi)`: the same bits, and every operation can
 //! overwrite an operand.
 
 use std::collections::HashMap;
