@@ -41,6 +41,9 @@ impl<B: Backend> ExpertCounts<B> {
     /// expert in the hard top-K. Several micro-batches may be registered one after the other or accumulated with
     /// burn's accumulator. f32 holds counts exactly up to `2^24` per expert and step.
     ///
+    /// Only [`Excitation`](crate::Excitation) takes counts out. Another optimizer would take them for a gradient of the
+    /// place and panic because of their shape; to compare with the bare optimizer, set `gamma` to 0.
+    ///
     /// Without this type the same is `grads.register(id, counts)` with counts `[E]`, or `[E + 1]` with the number of
     /// tokens last, which [`ExpDiff`](crate::Variant::ExpDiff) needs.
     ///

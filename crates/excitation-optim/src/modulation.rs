@@ -40,8 +40,8 @@ impl<B: Backend> Utilization<B> {
             "the counts of expert layer `{name}` must be [E] or [E + 1] with the number of tokens last, \
              E = {num_experts} being the length of the expert axis; got [{found}]"
         );
-        let tokens = (found > num_experts).then(|| registered.clone().slice([num_experts..found]));
-        Self { counts: registered.slice([0..num_experts]), tokens }
+        let tokens = (found > num_experts).then(|| registered.clone().narrow(0, num_experts, 1));
+        Self { counts: registered.narrow(0, 0, num_experts), tokens }
     }
 
     /// `[1]`: whether the counts are finite, none negative and not all zero, and the tokens, where known, above zero.

@@ -109,6 +109,6 @@ fn broadcast<I: Backend, const D: usize>(values: Tensor<I, 1>, part: Part) -> Te
             shape[axis] = values.dims()[0];
             values.reshape(shape)
         }
-        Part::Whole(expert) => values.slice([expert..expert + 1]).reshape(shape),
+        Part::Whole(expert) => values.narrow(0, expert, 1).reshape(shape),
     }
 }
