@@ -111,6 +111,7 @@ impl LayerTotals {
                 gate_mass: self.gate_mass / tokens,
                 ..RoutingStats::from_counts(self.counts)
             },
+            factors: Vec::new(),
         }
     }
 }

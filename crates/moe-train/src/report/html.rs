@@ -16,6 +16,7 @@ pub(super) fn page(report: &Report) -> String {
     body += &charts::loss(report);
     body += &grid("Training", "", &charts::training(report));
     body += &grid("Routing", "", &charts::routing(report));
+    body += &grid("Excitation", "", &charts::excitation(report));
     body += &grid("Expert load", &load_intro(), &heatmap::render_all(&report.records));
     body += &layer_table(&report.last().layers);
     body += &config(report);
@@ -123,7 +124,7 @@ fn layer_table(layers: &[LayerRecord]) -> String {
     let heads = ["layer", "experts", "load ratio", "dead", "load entropy", "router entropy", "gate mass"];
     let heads: String = heads.iter().map(|head| format!("<th>{head}</th>")).collect();
     let mut rows = String::new();
-    for LayerRecord { layer, stats } in layers {
+    for LayerRecord { layer, stats, .. } in layers {
         let _ = writeln!(
             rows,
             "<tr><td>{layer}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",

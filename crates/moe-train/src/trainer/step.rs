@@ -1,19 +1,21 @@
 //! One optimizer step: micro-batches, their gradients, the check that all is finite, clipping, the update.
 
 use burn::module::AutodiffModule;
-use burn::optim::{GradientsAccumulator, GradientsParams, Optimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use excitation_optim::LayerFactors;
 use moe_kernels::AutodiffMoeBackend;
 use moe_models::lm::{Lm, LmLoss};
 
 use crate::config::TrainConfig;
 use crate::data::Batch;
 use crate::evaluate::RoutingTotals;
-use crate::optim::{LmOptimizer, clip_to, global_norm};
+use crate::optim::{ExpertLoads, LmOptimizer, OptionallyExcited, clip_to, global_norm};
 use crate::run::LayerRecord;
 
 /// The optimizer of a language model.
-pub type Optim<B> = LmOptimizer<Lm<B>, B>;
+pub type Optim<B> = OptionallyExcited<LmOptimizer<Lm<B>, B>>;
 
 /// A model with the optimizer that trains it. A step takes both by value: the update can then free each old weight and
 /// gradient as soon as its successor exists.
@@ -61,7 +63,7 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
     pub fn new(config: &TrainConfig, device: &B::Device) -> Self {
         B::seed(device, config.train.seed);
         let model = config.model.init::<B>(device).with_dtype(config.train.dtype.into());
-        Self { model, optim: Optim::<B>::adamw(&config.optim) }
+        Self { model, optim: Optim::<B>::adamw(&config.optim).seeded(config.train.seed) }
     }
 
     /// Takes one step on `batches`, the micro-batches, all of one size.
@@ -86,18 +88,32 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
     ) -> Result<(Self, StepOutcome), NotFinite> {
         let micro_batches = batches.len();
         let mut gathered = Gathered::new(settings.with_stats);
+        gathered.loads = self.optim.is_excited().then(ExpertLoads::default);
         for batch in batches {
             gathered.add(&self.model, &batch, micro_batches, device);
         }
-        let (grads, outcome) = gathered.finish(&self.model);
+        let loads = gathered.loads.take();
+        let (grads, mut outcome) = gathered.finish(&self.model);
         outcome.check_finite()?;
-        let grads = clip_to(&self.model, grads, outcome.grad_norm, settings.clip_norm);
-        self.model = self.optim.step(settings.lr, self.model, grads);
+        let mut grads = clip_to(&self.model, grads, outcome.grad_norm, settings.clip_norm);
+        if let Some(loads) = loads {
+            loads.register(&self.model, &mut grads);
+        }
+        let factors;
+        (self.model, factors) = self.optim.step_with_factors(settings.lr, self.model, grads);
+        outcome.note_factors(factors);
         Ok((self, outcome))
     }
 }
 
 impl StepOutcome {
+    /// Reads the factors into the records of the layers, of which there are none or as many.
+    fn note_factors<I: Backend>(&mut self, factors: Vec<LayerFactors<I>>) {
+        for (layer, factors) in self.layers.iter_mut().zip(factors) {
+            layer.factors = factors.factors.into_data().iter::<f64>().collect();
+        }
+    }
+
     fn check_finite(&self) -> Result<(), NotFinite> {
         let named = [
             ("loss", self.cross_entropy),
@@ -118,11 +134,18 @@ struct Gathered<B: AutodiffMoeBackend> {
     /// `[3]` per micro-batch, on the device: its share of cross-entropy, balance loss and z-loss.
     losses: Vec<Tensor<B::InnerBackend, 1>>,
     totals: Option<RoutingTotals>,
+    /// For an optimizer that looks at them.
+    loads: Option<ExpertLoads<B::InnerBackend>>,
 }
 
 impl<B: AutodiffMoeBackend> Gathered<B> {
     fn new(with_stats: bool) -> Self {
-        Self { grads: GradientsAccumulator::new(), losses: Vec::new(), totals: with_stats.then(RoutingTotals::default) }
+        Self {
+            grads: GradientsAccumulator::new(),
+            losses: Vec::new(),
+            totals: with_stats.then(RoutingTotals::default),
+            loads: None,
+        }
     }
 
     /// Forward and backward of one of `micro_batches` micro-batches.
@@ -134,6 +157,9 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
         self.losses.push(losses.mul_scalar(share));
         if let Some(totals) = &mut self.totals {
             totals.add(&layers);
+        }
+        if let Some(loads) = &mut self.loads {
+            loads.add(&layers);
         }
         drop(layers);
         let grads = total.mul_scalar(share).backward();
