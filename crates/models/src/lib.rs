@@ -61,6 +61,7 @@
 //! | a loss to minimise | [`lm::Lm::loss`] |
 //! | bf16 activations over f32 parameters | [`lm::Lm::with_dtype`] |
 //! | text | [`generate::generate`] |
+//! | a network whose hidden units are experts | [`mlp::TopKMlp`] |
 //! | parameters, active ones, FLOPs | [`lm::count`] |
 //!
 //! The backend is any [`MoeBackend`](moe_kernels::MoeBackend); choose its implementation with the cargo features `flex`
@@ -68,3 +69,4 @@
 
 pub mod generate;
 pub mod lm;
+pub mod mlp;

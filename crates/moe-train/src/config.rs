@@ -8,6 +8,7 @@ use std::{fmt, path::PathBuf};
 
 use burn::tensor::DType;
 use clap::ValueEnum;
+use excitation_optim::{Control, ExcitationConfig, Variant};
 use moe_models::lm::{LmConfig, LmConfigError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -63,6 +64,27 @@ pub struct OptimConfig {
     pub weight_decay: f64,
     /// Largest norm of all gradients together; 0 does not clip.
     pub clip_norm: f64,
+    /// Scales the step of each expert by its use: `zero-sum`, `positive-sum` or `exp-diff`; null does not.
+    #[serde(default)]
+    pub excitation: Option<Variant>,
+    /// Strength of the excitation; 0 is none.
+    #[serde(default = "full_strength")]
+    pub gamma: f64,
+    /// Replaces the excitation by a control: `global-exp`, `random-boost` or `inverted`; null does not.
+    #[serde(default)]
+    pub control: Option<Control>,
+}
+
+fn full_strength() -> f64 {
+    1.0
+}
+
+impl OptimConfig {
+    /// The excitation, where one is configured; its random orders depend on `seed`.
+    pub fn excitation(&self, seed: u64) -> Option<ExcitationConfig> {
+        let excitation = ExcitationConfig::new().with_gamma(self.gamma).with_control(self.control).with_seed(seed);
+        self.excitation.map(|variant| excitation.with_variant(variant))
+    }
 }
 
 /// The training loop: how much, in which portions, and what is recorded when.
@@ -189,6 +211,9 @@ impl TrainConfig {
         self.data.validate()?;
         self.optim.validate()?;
         self.train.validate()?;
+        ensure(self.optim.excitation.is_none() || self.model.num_moe_layers() > 0, || {
+            "optim.excitation needs experts, and the model has no MoE layer".to_string()
+        })?;
         let (seq_len, max) = (self.train.seq_len, self.model.max_seq_len);
         ensure(seq_len <= max, || {
             format!(
@@ -226,6 +251,10 @@ impl OptimConfig {
         for (name, beta) in [("optim.beta1", self.beta1), ("optim.beta2", self.beta2)] {
             ensure((0.0..1.0).contains(&beta), || format!("{name} {beta} must be at least 0 and below 1"))?;
         }
+        not_negative("optim.gamma", self.gamma)?;
+        ensure(self.excitation.is_some() || self.control.is_none(), || {
+            "optim.control is a control of excitation: set optim.excitation as well".to_string()
+        })?;
         let (lr, min_lr) = (self.lr, self.min_lr);
         ensure(min_lr <= lr, || format!("optim.min_lr {min_lr} is above optim.lr {lr}: lower it as well"))
     }
@@ -297,6 +326,32 @@ mod tests {
     fn a_fraction_that_holds_out_all_or_nothing_is_refused() {
         assert!(refusal(|c| c.data.valid_fraction = 1.0).contains("valid_fraction"));
         assert!(refusal(|c| c.data.valid_fraction = 0.0).contains("valid_fraction"));
+    }
+
+    #[test]
+    fn a_control_without_excitation_and_a_negative_gamma_are_refused() {
+        assert!(refusal(|c| c.optim.control = Some(Control::Inverted)).contains("set optim.excitation"));
+        assert!(refusal(|c| c.optim.gamma = -1.0).contains("optim.gamma"));
+    }
+
+    #[test]
+    fn excitation_of_a_dense_model_is_refused() {
+        let dense = |c: &mut TrainConfig| {
+            c.optim.excitation = Some(Variant::ZeroSum);
+            c.model.moe_layers = "none".parse().unwrap();
+        };
+        assert!(refusal(dense).contains("no MoE layer"));
+    }
+
+    #[test]
+    fn a_config_from_before_excitation_is_one_without_it() {
+        let config = TrainConfig::preset("tiny").unwrap();
+        let mut tree = serde_json::to_value(&config).unwrap();
+        let optim = tree["optim"].as_object_mut().unwrap();
+        for key in ["excitation", "gamma", "control"] {
+            optim.remove(key).expect("it was written");
+        }
+        assert_eq!(serde_json::from_value::<TrainConfig>(tree).unwrap(), config);
     }
 
     #[test]

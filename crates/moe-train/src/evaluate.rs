@@ -112,6 +112,7 @@ impl LayerTotals {
                 ..RoutingStats::from_counts(self.counts)
             },
             default: None,
+            factors: Vec::new(),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The language model in burn's `Learner`, for whoever prefers it to [`train`](crate::trainer::train).
 //!
 //! The program has its own loop (`docs/decisions/0002-own-training-loop.md`). [`LearnerLm`] takes the same [`Batch`]es
-//! to `burn::train`, where [`LmOptimizer`](crate::optim::LmOptimizer) works too. A model with default vectors needs it inside
-//! [`Absorbing`](default_moe::optimizer::Absorbing), which moves them.
+//! to `burn::train`, where [`LmOptimizer`](crate::optim::LmOptimizer) works too, alone or in an
+//! [`Excitation`](excitation_optim::Excitation) with [`LmExperts`](crate::optim::LmExperts). A model with default vectors needs
+//! it inside [`Absorbing`](default_moe::optimizer::Absorbing), which moves them.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -11,16 +12,34 @@ use burn::train::metric::{Adaptor, LossInput};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use default_moe::DefaultVectors;
 use default_moe::optimizer::{HasDefaultVectors, register};
+use excitation_optim::ExpertCounts;
 use moe_kernels::{AutodiffMoeBackend, MoeBackend};
 use moe_models::lm::Lm;
 
 use crate::data::Batch;
+use crate::optim::moe_layers_of;
 
 /// A language model as a model of burn's `Learner`.
 #[derive(Module, Debug)]
 pub struct LearnerLm<B: Backend> {
     /// The model.
     pub lm: Lm<B>,
+    /// Where the counts of each MoE layer are registered with the gradients; empty without excitation.
+    pub counts: Vec<ExpertCounts<B>>,
+}
+
+impl<B: Backend> LearnerLm<B> {
+    /// A model for any optimizer.
+    pub fn new(lm: Lm<B>) -> Self {
+        Self { lm, counts: Vec::new() }
+    }
+
+    /// A model that hands its counts to an [`Excitation`](excitation_optim::Excitation), the only optimizer that takes them.
+    pub fn counting(lm: Lm<B>) -> Self {
+        let device = lm.embedding.device();
+        let counts = moe_layers_of(&lm).map(|_| ExpertCounts::new(&device)).collect();
+        Self { lm, counts }
+    }
 }
 
 impl<B: Backend> HasDefaultVectors<B> for LearnerLm<B> {
@@ -58,12 +77,17 @@ impl<B: AutodiffMoeBackend> TrainStep for LearnerLm<B> {
     type Input = Batch;
     type Output = LmStepOutput<B::InnerBackend>;
 
-    /// Gradients of cross-entropy plus weighted auxiliary losses, and the updates of default vectors among them.
+    /// Gradients of cross-entropy plus weighted auxiliary losses, and among them the updates of default vectors and, where
+    /// wanted, the counts of every MoE layer.
     fn step(&self, batch: Batch) -> TrainOutput<Self::Output> {
         let (inputs, targets) = batch.to_tensors::<B>(&self.devices()[0]);
         let loss = self.lm.loss(inputs, targets);
         let output = LmStepOutput { cross_entropy: loss.cross_entropy.inner() };
         let mut output = TrainOutput::new(self, loss.total.backward(), output);
+        for (counts, layer) in self.counts.iter().zip(&loss.layers) {
+            let routing = &layer.routing;
+            counts.register(&mut output.grads, routing.counts().inner().float(), routing.num_tokens());
+        }
         let updates = loss.layers.into_iter().filter_map(|layer| layer.default_update);
         register(self, updates, &mut output.grads);
         output
@@ -84,15 +108,18 @@ impl<B: MoeBackend> InferenceStep for LearnerLm<B> {
 mod tests {
     use burn::backend::{Autodiff, Flex};
     use burn::lr_scheduler::constant::ConstantLr;
-    use burn::module::AutodiffModule;
+    use burn::module::{AutodiffModule, ModuleVisitor, Param};
+    use burn::optim::{GradientsAccumulator, MultiGradientsParams};
     use burn::tensor::ElementConversion;
-    use burn::train::Learner;
+    use burn::tensor::backend::DeviceOps;
+    use burn::train::{Learner, LearningComponentsMarker};
     use default_moe::optimizer::Absorbing;
+    use excitation_optim::{Excitation, ExcitationConfig, Variant};
     use moe_models::lm::RouterKind;
 
     use super::*;
     use crate::data::train_batch;
-    use crate::optim::LmOptimizer;
+    use crate::optim::{LmExperts, LmOptimizer};
     use crate::trainer::testing::{config, model, text};
 
     type AD = Autodiff<Flex>;
@@ -101,7 +128,7 @@ mod tests {
     fn steps_of_the_learner_lower_the_loss() {
         let (config, text) = (config(), text(600));
         let optim = LmOptimizer::<LearnerLm<AD>, AD>::adamw(&config.optim);
-        let mut learner = Learner::new(LearnerLm { lm: model::<AD>() }, optim, ConstantLr::new(1e-2));
+        let mut learner = Learner::new(LearnerLm::new(model()), optim, ConstantLr::new(1e-2));
         let held_out = train_batch(&text, &config.train, 1000, 0);
         let loss_of = |model: LearnerLm<AD>| {
             let output = InferenceStep::step(&model.valid(), held_out.clone());
@@ -123,7 +150,7 @@ mod tests {
         config.model.moe.router = RouterKind::Default;
         let lm = config.model.init::<AD>(&Default::default());
         let optim = Absorbing::new(LmOptimizer::<LearnerLm<AD>, AD>::adamw(&config.optim));
-        let mut learner = Learner::new(LearnerLm { lm }, optim, ConstantLr::new(1e-2));
+        let mut learner = Learner::new(LearnerLm::new(lm), optim, ConstantLr::new(1e-2));
         let batch = train_batch(&text, &config.train, 0, 0);
         let (inputs, targets) = batch.to_tensors::<AD>(&Default::default());
         let start = learner.model().lm;
@@ -133,5 +160,49 @@ mod tests {
         let output = learner.train_step(batch);
         learner.optimizer_step(output.grads);
         learner.model().lm.default_vectors()[0].values.to_data().assert_eq(&expected, true);
+    }
+
+    type Excited = Excitation<LmOptimizer<LearnerLm<AD>, AD>, LmExperts>;
+    type ExcitedLearner = Learner<LearningComponentsMarker<AD, ConstantLr, LearnerLm<AD>, Excited>>;
+
+    fn excited(model: LearnerLm<AD>) -> ExcitedLearner {
+        let optim = LmOptimizer::<LearnerLm<AD>, AD>::adamw(&config().optim);
+        let config = ExcitationConfig::new().with_variant(Variant::ExpDiff).with_gamma(3.0);
+        let mut learner = Learner::new(model, config.init_with(optim, LmExperts), ConstantLr::new(1e-2));
+        learner.lr_step();
+        learner
+    }
+
+    fn parameters(model: &LearnerLm<AD>) -> Vec<f32> {
+        struct Values(Vec<f32>);
+        impl ModuleVisitor<AD> for Values {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<AD, D>>) {
+                self.0.extend(param.val().into_data().to_vec::<f32>().expect("parameters are f32"));
+            }
+        }
+        let mut values = Values(Vec::new());
+        model.visit(&mut values);
+        values.0
+    }
+
+    #[test]
+    fn accumulated_steps_of_an_excited_learner_equal_those_of_several_devices() {
+        let (config, text) = (config(), text(600));
+        let start = LearnerLm::counting(model());
+        let batches = [0, 1].map(|micro| train_batch(&text, &config.train, 0, micro));
+        let grads = |learner: &ExcitedLearner| batches.clone().map(|batch| learner.train_step(batch).grads);
+
+        let mut accumulating = excited(start.clone());
+        let mut accumulator = GradientsAccumulator::new();
+        grads(&accumulating).into_iter().for_each(|grads| accumulator.accumulate(&accumulating.model(), grads));
+        accumulating.optimizer_step(accumulator.grads());
+
+        let mut spread = excited(start.clone());
+        let device = start.devices()[0].id();
+        let grads = grads(&spread).map(|grads| (grads, device)).into();
+        spread.optimizer_step_multi(MultiGradientsParams { grads });
+
+        assert_eq!(parameters(&accumulating.model()), parameters(&spread.model()));
+        assert_ne!(parameters(&accumulating.model()), parameters(&start));
     }
 }

@@ -75,6 +75,9 @@ fn adamw(lr: f64, warmup_steps: usize) -> OptimConfig {
         eps: 1e-8,
         weight_decay: 0.1,
         clip_norm: 1.0,
+        excitation: None,
+        gamma: 1.0,
+        control: None,
     }
 }
 

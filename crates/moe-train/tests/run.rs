@@ -98,3 +98,29 @@ fn a_setting_and_a_configuration_file_reach_the_run() {
     assert_eq!(config["model"]["moe"]["balance_coef"], 0.02);
     assert_eq!(config["train"]["steps"], 4);
 }
+
+#[test]
+fn excitation_is_a_setting_whose_factors_are_logged_and_reported() {
+    let place = Place::new();
+    let mut command = place.train("run", 4);
+    command.args(["--set", "optim.excitation=positive-sum", "--set", "optim.gamma=1.0"]);
+    succeed(command);
+    let run = place.path("run");
+    for record in metrics(&run) {
+        let factors = record["layers"][0]["factors"].as_array().expect("a list").clone();
+        assert_eq!(factors.len(), 4);
+        assert!(factors.iter().all(|factor| factor.as_f64().is_some_and(|factor| factor >= 1.0)));
+    }
+    let report = fs::read_to_string(run.join("report.html")).expect("there is a report");
+    assert!(report.contains("Largest factor"));
+}
+
+#[test]
+fn an_unknown_excitation_is_refused_with_the_names_there_are() {
+    let place = Place::new();
+    let mut command = place.train("run", 4);
+    command.args(["--set", "optim.excitation=more"]);
+    let output = command.output().expect("the program starts");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("zero-sum") && message.contains("exp-diff"), "{message}");
+}

@@ -236,6 +236,9 @@ mod tests {
             eps: 1e-8,
             weight_decay,
             clip_norm: 0.0,
+            excitation: None,
+            gamma: 1.0,
+            control: None,
         }
     }
 

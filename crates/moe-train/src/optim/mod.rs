@@ -1,13 +1,16 @@
-//! What turns gradients into an update: decay groups around AdamW, the learning rate of a step and the clipping of the
+//! What turns gradients into an update: decay groups around AdamW, excitation of experts, the learning rate of a step and the clipping of the
 //! global norm.
 
 mod adamw;
 mod clip;
+mod excited;
 mod groups;
 mod schedule;
 
 pub use adamw::FusedAdamW;
 pub(crate) use clip::clip_to;
 pub use clip::{clip_global_norm, global_norm, scale_gradients};
+pub(crate) use excited::moe_layers_of;
+pub use excited::{ExpertLoads, LmExperts, OptionallyExcited};
 pub use groups::{DecayGroups, LmOptimizer, decays};
 pub use schedule::lr_at;

@@ -48,6 +48,9 @@ mod tests {
             eps: 1e-8,
             weight_decay: 0.1,
             clip_norm: 1.0,
+            excitation: None,
+            gamma: 1.0,
+            control: None,
         }
     }
 

@@ -107,8 +107,25 @@ pub(super) fn default_vectors(report: &Report) -> Vec<String> {
     charts.iter().map(Chart::render).collect()
 }
 
+/// What excitation did; empty without it.
+pub(super) fn excitation(report: &Report) -> Vec<String> {
+    if report.last().layers.iter().all(|layer| layer.factors.is_empty()) {
+        return Vec::new();
+    }
+    let charts = [
+        report.chart("Mean factor", "weighted by the experts' load", per_layer(report, LayerRecord::mean_factor)),
+        report.chart("Largest factor", "", per_layer(report, |layer| extreme(layer, f64::max))),
+        report.chart("Smallest factor", "", per_layer(report, |layer| extreme(layer, f64::min))),
+    ];
+    charts.iter().map(Chart::render).collect()
+}
+
 fn of_default(layer: &LayerRecord, value: fn(&DefaultVectorStats) -> f64) -> f64 {
     layer.default.as_ref().map_or(f64::NAN, value)
+}
+
+fn extreme(layer: &LayerRecord, pick: fn(f64, f64) -> f64) -> f64 {
+    layer.factors.iter().copied().reduce(pick).unwrap_or(f64::NAN)
 }
 
 fn dead_experts(report: &Report) -> Chart {

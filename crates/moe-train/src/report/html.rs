@@ -17,6 +17,7 @@ pub(super) fn page(report: &Report) -> String {
     body += &grid("Training", "", &charts::training(report));
     body += &grid("Routing", "", &charts::routing(report));
     body += &grid("Default vectors", "", &charts::default_vectors(report));
+    body += &grid("Excitation", "", &charts::excitation(report));
     body += &grid("Expert load", &load_intro(), &heatmap::render_all(&report.records));
     body += &layer_table(&report.last().layers);
     body += &config(report);

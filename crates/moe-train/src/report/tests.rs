@@ -91,6 +91,14 @@ fn a_report_shows_losses_routing_and_configuration() {
 }
 
 #[test]
+fn factors_have_curves_only_where_there_was_excitation() {
+    let mut records = long_run(30, 2, 4);
+    assert!(!page(&records, None).contains("Largest factor"));
+    records.iter_mut().flat_map(|record| &mut record.layers).for_each(|layer| layer.factors = vec![1.0, 2.0, 1.0, 1.5]);
+    assert!(page(&records, None).contains("Largest factor"));
+}
+
+#[test]
 fn a_report_needs_nothing_from_elsewhere() {
     let text = page(&long_run(30, 1, 4), Some(context()));
     for part in ["<script", "http:", "https:", "<link", "@import", "url("] {

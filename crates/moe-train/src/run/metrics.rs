@@ -63,6 +63,19 @@ pub struct LayerRecord {
     /// Its default vectors over the step, in a model that has them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default: Option<DefaultVectorStats>,
+    /// What excitation multiplied the step of each expert by, `[E]`; empty without excitation.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub factors: Vec<f64>,
+}
+
+impl LayerRecord {
+    /// `sum_i n_i phi_i / sum_i n_i` with the counts `n` and factors `phi`: what the step of a busy expert was multiplied by.
+    /// NaN without excitation.
+    pub fn mean_factor(&self) -> f64 {
+        let counts = self.stats.expert_counts.iter().map(|&n| n as f64);
+        let sum: f64 = counts.clone().zip(&self.factors).map(|(n, phi)| n * phi).sum();
+        if self.factors.is_empty() { f64::NAN } else { sum / counts.sum::<f64>() }
+    }
 }
 
 impl StepRecord {
@@ -94,6 +107,8 @@ struct LayerFields {
     router_entropy: Option<f64>,
     gate_mass: Option<f64>,
     default: Option<DefaultFields>,
+    #[serde(default)]
+    factors: Vec<f64>,
 }
 
 /// A [`DefaultVectorStats`] as it is read.
@@ -133,6 +148,7 @@ impl From<LayerFields> for LayerRecord {
                 gate_mass: number(fields.gate_mass),
             },
             default: fields.default.map(DefaultVectorStats::from),
+            factors: fields.factors,
         }
     }
 }
@@ -269,7 +285,9 @@ pub(crate) mod tests {
             lr: 1e-3,
             grad_norm: 0.53,
             tokens_per_s: 6512.4,
-            layers: [1, 3].map(|layer| LayerRecord { layer, stats: stats.clone(), default: None }).into(),
+            layers: [1, 3]
+                .map(|layer| LayerRecord { layer, stats: stats.clone(), default: None, factors: Vec::new() })
+                .into(),
             valid_loss: None,
             valid_bpb: None,
         }
@@ -335,6 +353,25 @@ pub(crate) mod tests {
         assert_eq!(keys, expected);
         assert_eq!(line["layers"][1]["layer"], 3);
         assert_eq!(line["layers"][1]["expert_counts"][3], 34);
+    }
+
+    #[test]
+    fn factors_come_back_and_are_absent_without_excitation() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut excited = record(1);
+        excited.layers[1].factors = vec![1.5, 0.5];
+        log(dir.path()).append(&excited).unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        assert_eq!(read_metrics(&path).unwrap(), [excited]);
+        assert_eq!(fs::read_to_string(&path).unwrap().matches("factors").count(), 1);
+    }
+
+    #[test]
+    fn the_mean_factor_weighs_experts_by_their_counts() {
+        let mut layer = record(1).layers.remove(0);
+        assert!(layer.mean_factor().is_nan());
+        (layer.stats.expert_counts, layer.factors) = (vec![3, 1], vec![1.5, 0.5]);
+        assert_eq!(layer.mean_factor(), 1.25);
     }
 
     #[test]

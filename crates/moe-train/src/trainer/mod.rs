@@ -98,7 +98,7 @@ fn start<'a, B: AutodiffMoeBackend>(
         Some((model, optim, state)) => {
             let checkpoint = Some(state.step);
             let session = Session::new(config, data, device, state, checkpoint);
-            Ok((Trainee { model, optim }, session))
+            Ok((Trainee { model, optim: optim.starting_at(session.step()) }, session))
         }
         None => {
             let session = Session::new(config, data, device, TrainState::default(), None);

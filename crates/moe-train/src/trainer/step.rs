@@ -1,8 +1,10 @@
 //! One optimizer step: micro-batches, their gradients, the check that all is finite, clipping, the update.
 
 use burn::module::AutodiffModule;
-use burn::optim::{GradientsAccumulator, GradientsParams, Optimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use excitation_optim::LayerFactors;
 use moe_kernels::AutodiffMoeBackend;
 use moe_models::lm::{Lm, LmLoss};
 
@@ -10,11 +12,11 @@ use super::default_updates::DefaultUpdates;
 use crate::config::TrainConfig;
 use crate::data::Batch;
 use crate::evaluate::RoutingTotals;
-use crate::optim::{LmOptimizer, clip_to, global_norm};
+use crate::optim::{ExpertLoads, LmOptimizer, OptionallyExcited, clip_to, global_norm};
 use crate::run::LayerRecord;
 
 /// The optimizer of a language model.
-pub type Optim<B> = LmOptimizer<Lm<B>, B>;
+pub type Optim<B> = OptionallyExcited<LmOptimizer<Lm<B>, B>>;
 
 /// A model with the optimizer that trains it. A step takes both by value: the update can then free each old weight and
 /// gradient as soon as its successor exists.
@@ -62,7 +64,7 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
     pub fn new(config: &TrainConfig, device: &B::Device) -> Self {
         B::seed(device, config.train.seed);
         let model = config.model.init::<B>(device).with_dtype(config.train.dtype.into());
-        Self { model, optim: Optim::<B>::adamw(&config.optim) }
+        Self { model, optim: Optim::<B>::adamw(&config.optim).seeded(config.train.seed) }
     }
 
     /// Takes one step on `batches`, the micro-batches, all of one size.
@@ -91,19 +93,33 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
         let micro_batches = batches.len();
         self.model.measure(settings.with_stats);
         let mut gathered = Gathered::new(settings.with_stats);
+        gathered.loads = self.optim.is_excited().then(ExpertLoads::default);
         for batch in batches {
             gathered.add(&self.model, &batch, micro_batches, device);
         }
-        let (grads, updates, outcome) = gathered.finish(&self.model);
+        let loads = gathered.loads.take();
+        let (grads, updates, mut outcome) = gathered.finish(&self.model);
         outcome.check_finite()?;
         updates.absorb_into(&mut self.model);
-        let grads = clip_to(&self.model, grads, outcome.grad_norm, settings.clip_norm);
-        self.model = self.optim.step(settings.lr, self.model, grads);
+        let mut grads = clip_to(&self.model, grads, outcome.grad_norm, settings.clip_norm);
+        if let Some(loads) = loads {
+            loads.register(&self.model, &mut grads);
+        }
+        let factors;
+        (self.model, factors) = self.optim.step_with_factors(settings.lr, self.model, grads);
+        outcome.note_factors(factors);
         Ok((self, outcome))
     }
 }
 
 impl StepOutcome {
+    /// Reads the factors into the records of the layers, of which there are none or as many.
+    fn note_factors<I: Backend>(&mut self, factors: Vec<LayerFactors<I>>) {
+        for (layer, factors) in self.layers.iter_mut().zip(factors) {
+            layer.factors = factors.factors.into_data().iter::<f64>().collect();
+        }
+    }
+
     fn check_finite(&self) -> Result<(), NotFinite> {
         let named = [
             ("loss", self.cross_entropy),
@@ -125,6 +141,8 @@ struct Gathered<B: AutodiffMoeBackend> {
     losses: Vec<Tensor<B::InnerBackend, 1>>,
     updates: DefaultUpdates<B>,
     totals: Option<RoutingTotals>,
+    /// For an optimizer that looks at them.
+    loads: Option<ExpertLoads<B::InnerBackend>>,
 }
 
 impl<B: AutodiffMoeBackend> Gathered<B> {
@@ -134,6 +152,7 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
             losses: Vec::new(),
             updates: DefaultUpdates::default(),
             totals: with_stats.then(RoutingTotals::default),
+            loads: None,
         }
     }
 
@@ -146,6 +165,9 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
         self.losses.push(losses.mul_scalar(share));
         if let Some(totals) = &mut self.totals {
             totals.add(&layers);
+        }
+        if let Some(loads) = &mut self.loads {
+            loads.add(&layers);
         }
         self.updates.add(layers);
         let grads = total.mul_scalar(share).backward();

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use burn::backend::{Autodiff, Flex};
+use excitation_optim::{Control, Variant};
 use moe_models::lm::RouterKind;
 use tempfile::TempDir;
 
@@ -16,6 +17,9 @@ type AD = Autodiff<Flex>;
 
 /// Difference of a loss near 4 after seven steps with 8 bits of mantissa, nats.
 const BF16_LOSS: f64 = 0.05;
+
+/// Relative, f32.
+const FACTOR: f64 = 1e-6;
 
 /// A progress display that shows nothing and interrupts after a step.
 #[derive(Default)]
@@ -109,6 +113,52 @@ fn a_resumed_run_repeats_the_unbroken_one_bit_for_bit() {
     assert_eq!(progress.records, [12]);
     assert_eq!(losses(&resumed), losses(&unbroken));
     assert_eq!(summary.tokens, 12 * 2 * 2 * 8);
+}
+
+fn excited() -> TrainConfig {
+    let mut config = config();
+    (config.optim.excitation, config.optim.control) = (Some(Variant::PositiveSum), Some(Control::RandomBoost));
+    config
+}
+
+#[test]
+fn a_resumed_excited_run_repeats_the_unbroken_one_bit_for_bit() {
+    let (_parent, unbroken) = new_dir();
+    let (_other, resumed) = new_dir();
+    run_in(&unbroken, &excited(), &mut Silent::default()).expect("training");
+    cut_after_step_10(&unbroken, &resumed);
+    run_in(&resumed, &excited(), &mut Silent::default()).expect("training");
+    assert_eq!(losses(&resumed), losses(&unbroken));
+}
+
+#[test]
+fn recorded_factors_follow_from_the_recorded_counts_of_all_micro_batches() {
+    let (_parent, dir) = new_dir();
+    let mut config = excited();
+    (config.optim.control, config.optim.excitation) = (None, Some(Variant::ZeroSum));
+    run_in(&dir, &config, &mut Silent::default()).expect("training");
+    for layer in losses(&dir).iter().flat_map(|record| &record.layers) {
+        let counts = &layer.stats.expert_counts;
+        let mean = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
+        assert_eq!(layer.factors.len(), counts.len());
+        for (factor, &count) in layer.factors.iter().zip(counts) {
+            assert!((factor - count as f64 / mean).abs() <= FACTOR * factor, "{layer:?}");
+        }
+    }
+}
+
+#[test]
+fn excitation_changes_the_losses_and_with_gamma_zero_it_does_not() {
+    let losses_with = |config: &TrainConfig| {
+        let (_parent, dir) = new_dir();
+        run_in(&dir, config, &mut Silent::default()).expect("training");
+        losses(&dir).into_iter().map(|record| record.loss).collect::<Vec<_>>()
+    };
+    let plain = losses_with(&config());
+    assert_ne!(losses_with(&excited()), plain);
+    let mut off = excited();
+    off.optim.gamma = 0.0;
+    assert_eq!(losses_with(&off), plain);
 }
 
 #[test]

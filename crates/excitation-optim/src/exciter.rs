@@ -1,0 +1,164 @@
+//! The step around the inner optimizer's step.
+
+use std::collections::HashMap;
+
+use burn::module::{AutodiffModule, ParamId};
+use burn::optim::{LearningRate, Optimizer};
+use burn::tensor::Tensor;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+
+use crate::grads::Grads;
+use crate::layers::Member;
+use crate::modulation::{Draw, Utilization};
+use crate::slices::Snapshot;
+use crate::{ByModule, ExcitationConfig, ExpertLayers, FindExperts};
+
+/// Excitation without an optimizer of its own: [`Excitation`](crate::Excitation) holds one and the optimizer it drives.
+/// On its own it is for a loop that keeps its optimizer as it is, and that wants to see the factors.
+///
+/// It remembers the number of steps it took, for the warm-up and for [`RandomBoost`](crate::Control::RandomBoost), and
+/// nothing per parameter.
+#[derive(Clone, Debug)]
+pub struct Exciter<F = ByModule> {
+    config: ExcitationConfig,
+    finder: F,
+    step: u64,
+}
+
+/// The factors that a step used for one layer.
+#[derive(Clone, Debug)]
+pub struct LayerFactors<B: Backend> {
+    /// The layer's name, from [`ExpertLayers::layer`].
+    pub name: String,
+    /// `phi`, `[E]`, f32, not yet read from the device.
+    pub factors: Tensor<B, 1>,
+}
+
+impl<F> Exciter<F> {
+    /// # Panics
+    ///
+    /// Panics when the settings make no sense, see [`ExcitationConfig::fault`].
+    pub fn new(config: ExcitationConfig, finder: F) -> Self {
+        if let Some(fault) = config.fault() {
+            panic!("ExcitationConfig: {fault}");
+        }
+        Self { config, finder, step: 0 }
+    }
+
+    /// Continues after `step` steps. The record of the optimizer does not hold their number, because it is the inner
+    /// optimizer's; warm-up and random controls need it.
+    pub fn starting_at(mut self, step: u64) -> Self {
+        self.step = step;
+        self
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &ExcitationConfig {
+        &self.config
+    }
+
+    /// Steps `inner` and scales what it changed about each expert by the expert's factor; returns the factors too.
+    ///
+    /// # Panics
+    ///
+    /// Panics when no expert layer is found, a layer has no counts in `grads`, counts do not fit the expert axis, counts
+    /// belong to no layer, or a named parameter is not part of the module.
+    pub fn step<M, B, O>(
+        &mut self,
+        inner: &mut O,
+        lr: LearningRate,
+        module: M,
+        grads: impl Into<Grads>,
+    ) -> (M, Vec<LayerFactors<B::InnerBackend>>)
+    where
+        M: AutodiffModule<B>,
+        B: AutodiffBackend,
+        O: Optimizer<M, B>,
+        F: FindExperts<M>,
+    {
+        let mut grads = grads.into();
+        let layers = self.layers(&module);
+        let members = layers.members();
+        let utilization = take_utilization::<B::InnerBackend>(&layers, |id| grads.remove(id));
+        grads.check_shapes(&module);
+        let factors = self.next_factors(utilization);
+        let module = if self.config.is_neutral() {
+            grads.step(inner, lr, module)
+        } else {
+            self.excite(inner, lr, module, grads, &members, &factors)
+        };
+        (module, named(&layers, factors))
+    }
+
+    pub(crate) fn layers<M>(&self, module: &M) -> ExpertLayers
+    where
+        F: FindExperts<M>,
+    {
+        let mut found = ExpertLayers::default();
+        self.finder.find(module, &mut found);
+        found
+    }
+
+    /// The factors of every layer in this step, which is counted.
+    pub(crate) fn next_factors<I: Backend>(&mut self, utilization: Vec<Utilization<I>>) -> Vec<Tensor<I, 1>> {
+        let step = self.step;
+        self.step += 1;
+        let layers = utilization.into_iter().enumerate();
+        layers.map(|(layer, utilization)| self.config.factors(utilization, Draw { step, layer })).collect()
+    }
+
+    /// What the inner optimizer multiplies parameters by as decay, where the factor is to leave that out.
+    pub(crate) fn decay(&self, lr: LearningRate) -> Option<f64> {
+        self.config.unscaled_decay.map(|weight_decay| 1.0 - lr * weight_decay)
+    }
+
+    fn excite<M, B, O>(
+        &self,
+        inner: &mut O,
+        lr: LearningRate,
+        module: M,
+        mut grads: Grads,
+        members: &HashMap<ParamId, Member>,
+        factors: &[Tensor<B::InnerBackend, 1>],
+    ) -> M
+    where
+        M: AutodiffModule<B>,
+        B: AutodiffBackend,
+        O: Optimizer<M, B>,
+    {
+        if !self.config.low_memory {
+            let before = Snapshot::take(&module, members, self.decay(lr));
+            return before.scale_change(grads.step(inner, lr, module), members, factors);
+        }
+        let each = grads.take_each(&module, members);
+        let module = grads.step(inner, lr, module);
+        each.into_iter().fold(module, |module, (id, grads)| {
+            let member = HashMap::from([(id, members[&id])]);
+            let before = Snapshot::take(&module, &member, self.decay(lr));
+            before.scale_change(grads.step(inner, lr, module), &member, factors)
+        })
+    }
+}
+
+/// Takes the counts of every layer out of the gradients.
+///
+/// # Panics
+///
+/// Panics when a layer has none or they do not fit its experts.
+pub(crate) fn take_utilization<I: Backend>(
+    layers: &ExpertLayers,
+    mut remove: impl FnMut(ParamId) -> Option<Tensor<I, 1>>,
+) -> Vec<Utilization<I>> {
+    let take = |layer: &crate::ExpertLayer| {
+        let registered = remove(layer.counts()).unwrap_or_else(|| {
+            panic!("expert layer `{}` has no counts: register them with the gradients in every step", layer.name())
+        });
+        Utilization::from_registered(registered, layer.num_experts(), layer.name())
+    };
+    layers.iter().map(take).collect()
+}
+
+fn named<I: Backend>(layers: &ExpertLayers, factors: Vec<Tensor<I, 1>>) -> Vec<LayerFactors<I>> {
+    let pairs = layers.iter().zip(factors);
+    pairs.map(|(layer, factors)| LayerFactors { name: layer.name().into(), factors }).collect()
+}

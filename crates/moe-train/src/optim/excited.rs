@@ -1,0 +1,178 @@
+//! Excitation ([Shaier, 2026](https://arxiv.org/abs/2602.21798)) of the experts of a language model, where it is configured.
+//!
+//! The method is the crate `excitation-optim`; here is where its counts come from and which parameters it scales.
+
+use burn::module::{AutodiffModule, ParamId};
+use burn::optim::{GradientsParams, LearningRate, MultiGradientsParams, Optimizer};
+use burn::tensor::Tensor;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use excitation_optim::{Exciter, ExpertLayer, ExpertLayers, FindExperts, Grads, LayerFactors, register_counts};
+use moe_kernels::{AutodiffMoeBackend, MoeBackend};
+use moe_layers::{Experts, Moe};
+use moe_models::lm::{Lm, MoeLayerOutput};
+
+use super::LmOptimizer;
+use crate::config::OptimConfig;
+use crate::learner::LearnerLm;
+
+/// Finds the experts of a language model: their stacked weights and biases. Everything else has factor 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LmExperts;
+
+impl<B: Backend> FindExperts<Lm<B>> for LmExperts {
+    fn find(&self, lm: &Lm<B>, found: &mut ExpertLayers) {
+        for (layer, moe) in moe_layers_of(lm) {
+            experts_of(found.layer(layer_name(layer), counts_id(moe)), &moe.experts);
+        }
+    }
+}
+
+impl<B: Backend> FindExperts<LearnerLm<B>> for LmExperts {
+    fn find(&self, model: &LearnerLm<B>, found: &mut ExpertLayers) {
+        for ((layer, moe), counts) in moe_layers_of(&model.lm).zip(&model.counts) {
+            experts_of(found.layer(layer_name(layer), counts), &moe.experts);
+        }
+    }
+}
+
+/// The MoE layers with their index in the model.
+pub(crate) fn moe_layers_of<B: Backend>(lm: &Lm<B>) -> impl Iterator<Item = (usize, &Moe<B>)> {
+    let blocks = lm.blocks.iter().enumerate();
+    blocks.filter_map(|(layer, block)| Some((layer, block.feed_forward.moe.as_ref()?)))
+}
+
+fn layer_name(layer: usize) -> String {
+    format!("blocks.{layer}.feed_forward.moe")
+}
+
+/// Where the counts of a layer are registered: an id made of its router's, as no parameter of the model is without a
+/// gradient. Burn's accumulator drops what belongs to no parameter, so the counts are registered after it.
+fn counts_id<B: Backend>(moe: &Moe<B>) -> ParamId {
+    ParamId::from(!moe.router.weight.id.val())
+}
+
+fn experts_of<B: Backend>(layer: &mut ExpertLayer, experts: &Experts<B>) {
+    layer.stacked(&experts.w_in).stacked(&experts.w_out);
+    for bias in [&experts.b_in, &experts.b_out].into_iter().flatten() {
+        layer.stacked(bias);
+    }
+}
+
+/// Counts of the experts of every MoE layer, summed over the micro-batches of a step, on the device.
+pub struct ExpertLoads<B: Backend> {
+    /// Counts `[E]` and tokens of every layer.
+    layers: Vec<(Tensor<B, 1>, usize)>,
+}
+
+impl<B: Backend> Default for ExpertLoads<B> {
+    fn default() -> Self {
+        Self { layers: Vec::new() }
+    }
+}
+
+impl<I: MoeBackend> ExpertLoads<I> {
+    /// Adds the routing of one micro-batch.
+    pub fn add<B: AutodiffMoeBackend<InnerBackend = I>>(&mut self, layers: &[MoeLayerOutput<B>]) {
+        let new = layers.iter().map(|output| (output.routing.counts().inner().float(), output.routing.num_tokens()));
+        if self.layers.is_empty() {
+            self.layers = new.collect();
+            return;
+        }
+        for ((counts, tokens), (new, more)) in self.layers.iter_mut().zip(new) {
+            *counts = counts.clone() + new;
+            *tokens += more;
+        }
+    }
+
+    /// Registers them with the gradients of the step, for [`LmExperts`].
+    pub fn register<B: Backend>(self, lm: &Lm<B>, grads: &mut GradientsParams) {
+        for ((_, moe), (counts, tokens)) in moe_layers_of(lm).zip(self.layers) {
+            register_counts(grads, counts_id(moe), counts, tokens);
+        }
+    }
+}
+
+/// An optimizer that is excited if its configuration says so. Its record is that of `inner` either way.
+#[derive(Clone, Debug)]
+pub struct OptionallyExcited<O> {
+    inner: O,
+    exciter: Option<Exciter<LmExperts>>,
+}
+
+impl<M: AutodiffModule<B>, B: AutodiffMoeBackend> OptionallyExcited<LmOptimizer<M, B>> {
+    /// AdamW and excitation as configured; [`seeded`](Self::seeded) sets the seed of random controls, 0 until then.
+    pub fn adamw(config: &OptimConfig) -> Self {
+        let exciter = config.excitation(0).map(|config| Exciter::new(config, LmExperts));
+        Self { inner: LmOptimizer::adamw(config), exciter }
+    }
+}
+
+impl<O> OptionallyExcited<O> {
+    /// With this seed for random controls.
+    pub fn seeded(mut self, seed: u64) -> Self {
+        let seeded = |exciter: Exciter<LmExperts>| Exciter::new(exciter.config().clone().with_seed(seed), LmExperts);
+        self.exciter = self.exciter.map(seeded);
+        self
+    }
+
+    /// Goes on after `step` steps.
+    pub fn starting_at(mut self, step: usize) -> Self {
+        self.exciter = self.exciter.map(|exciter| exciter.starting_at(step as u64));
+        self
+    }
+
+    /// Whether counts must be registered with the gradients.
+    pub fn is_excited(&self) -> bool {
+        self.exciter.is_some()
+    }
+
+    /// [`Optimizer::step`] that also returns the factors of every layer, none without excitation.
+    ///
+    /// # Panics
+    ///
+    /// Panics when there is excitation and counts are missing, as [`Exciter::step`].
+    pub fn step_with_factors<M, B>(
+        &mut self,
+        lr: LearningRate,
+        module: M,
+        grads: impl Into<Grads>,
+    ) -> (M, Vec<LayerFactors<B::InnerBackend>>)
+    where
+        M: AutodiffModule<B>,
+        B: AutodiffBackend,
+        O: Optimizer<M, B>,
+        LmExperts: FindExperts<M>,
+    {
+        match (&mut self.exciter, grads.into()) {
+            (Some(exciter), grads) => exciter.step(&mut self.inner, lr, module, grads),
+            (None, Grads::Single(grads)) => (self.inner.step(lr, module, grads), Vec::new()),
+            (None, Grads::Multi(grads)) => (self.inner.step_multi(lr, module, grads), Vec::new()),
+        }
+    }
+}
+
+impl<M, B, O> Optimizer<M, B> for OptionallyExcited<O>
+where
+    M: AutodiffModule<B>,
+    B: AutodiffBackend,
+    O: Optimizer<M, B>,
+    LmExperts: FindExperts<M>,
+{
+    type Record = O::Record;
+
+    fn step(&mut self, lr: LearningRate, module: M, grads: GradientsParams) -> M {
+        self.step_with_factors(lr, module, grads).0
+    }
+
+    fn step_multi(&mut self, lr: LearningRate, module: M, grads: MultiGradientsParams) -> M {
+        self.step_with_factors(lr, module, grads).0
+    }
+
+    fn to_record(&self) -> Self::Record {
+        self.inner.to_record()
+    }
+
+    fn load_record(self, record: Self::Record) -> Self {
+        Self { inner: self.inner.load_record(record), ..self }
+    }
+}
