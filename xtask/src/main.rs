@@ -70,7 +70,7 @@ enum Task {
         #[arg(long)]
         write: bool,
     },
-    /// Builds what a machine with an NVIDIA GPU needs to run the CUDA suite and a short training
+    /// Builds what a machine with an NVIDIA GPU needs to run the CUDA suite, the benchmarks and a short training
     GpuBundle {
         /// The folder to make; an earlier bundle there is replaced
         #[arg(long, default_value = "target/gpu-bundle")]

@@ -18,19 +18,19 @@ use crate::torch::{Peer, Script};
 const DATA: u64 = 1;
 
 /// Our model in training.
-pub(super) struct Ours {
+pub(super) struct Ours<'a> {
     /// Empty only while a step is taken.
     trainee: Option<Trainee<Training>>,
     batch: Batch,
     parameters: u64,
-    device: Device,
+    device: &'a Device,
 }
 
-impl Ours {
-    pub(super) fn new(sizes: &Sizes, device: &Device) -> Self {
+impl<'a> Ours<'a> {
+    pub(super) fn new(sizes: &Sizes, device: &'a Device) -> Self {
         let config = sizes.config();
         let trainee = Some(Trainee::new(&config, device));
-        Self { trainee, batch: batch(sizes), parameters: config.model.num_params(), device: device.clone() }
+        Self { trainee, batch: batch(sizes), parameters: config.model.num_params(), device }
     }
 
     pub(super) fn parameters(&self) -> u64 {
@@ -43,8 +43,8 @@ impl Ours {
         let trainee = self.trainee.take().expect("a trainee between steps");
         let batch = std::iter::once(self.batch.clone());
         let (stepped, time) = timed(|| {
-            let stepped = trainee.step(batch, &settings, &self.device);
-            wait::<Training>(&self.device).map(|()| stepped)
+            let stepped = trainee.step(batch, &settings, self.device);
+            wait::<Training>(self.device).map(|()| stepped)
         });
         let (trainee, outcome) = stepped?.map_err(|NotFinite(what)| Error::new(format!("our {what} is not finite")))?;
         self.trainee = Some(trainee);
@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn our_steps_lower_the_loss() {
-        let (mut ours, mut steps) = (Ours::new(&TINY, &Default::default()), Steps::default());
+        let device = Default::default();
+        let (mut ours, mut steps) = (Ours::new(&TINY, &device), Steps::default());
         for _ in 0..6 {
             steps.add(ours.step().unwrap(), true);
         }

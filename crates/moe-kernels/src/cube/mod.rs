@@ -17,9 +17,11 @@
 //!
 //! CI runs every kernel that the adapter can run on wgpu under lavapipe, Mesa's software adapter: values, gradients, two
 //! runs bit for bit, with and without Fusion, in f32 and f16. That adapter has neither bf16 nor matrix units, and says
-//! nothing about speed: **no time on any GPU is claimed.** What a first run on a GPU (an H200, say) has to show:
+//! nothing about speed: **no time on any GPU is claimed.** For ROCm and for Metal's own shader language the suite is
+//! compiled (`cargo xtask check features`) and has not run. What a first run on a GPU (an H200, say) has to show:
 //!
-//! - the suite, `cargo xtask gpu-bundle` and `run.sh`, where bf16 and matrix units are among the cases;
+//! - the suite, `cargo xtask gpu-bundle` and `run.sh`, where bf16 and matrix units are among the cases; the same command
+//!   runs the benchmarks named next and writes their records;
 //! - bf16 grouped products, forward and both gradients, at `T` 16384, `D` 2048, `F` 1024, `E` 64, `K` 8 and at 8 experts of
 //!   `D` 4096, `F` 14336, `K` 2, as a share of the device's measured dense bf16 rate, beside one matrix product per
 //!   expert of burn's own, and which tile shape wins in each case;

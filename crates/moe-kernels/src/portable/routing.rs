@@ -47,7 +47,8 @@ pub(crate) fn top_k_backward<B: Backend>(
     num_experts: usize,
 ) -> FloatTensor<B> {
     let (grad, indices) = (wrap::<B, 2>(grad), Tensor::<B, 2, Int>::from_primitive(indices));
-    let [num_tokens, top_k] = grad.dims();
+    // Not of the gradient: without tokens, one that burn has broadcast on CubeCL arrives with one row.
+    let [num_tokens, top_k] = indices.dims();
     let shape = [num_tokens, num_experts];
     if num_tokens == 0 {
         return unwrap(Tensor::<B, 2>::zeros(shape, (&grad.device(), grad.dtype())));
