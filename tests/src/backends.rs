@@ -124,7 +124,8 @@ pub fn steps(steps: usize) -> usize {
     if on_software_gpu() { steps.min(5) } else { steps }
 }
 
-fn on_software_gpu() -> bool {
+/// Whether the GPU under test is a software adapter, which takes seconds to compile what a GPU does in an instant.
+pub fn on_software_gpu() -> bool {
     cfg!(feature = "wgpu") && std::env::var("MOE_TEST_WGPU").is_ok_and(|device| device == "cpu")
 }
 

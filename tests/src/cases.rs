@@ -64,6 +64,11 @@ pub const CASES: &[Case] = &[
     relative("bench D, small", &BENCHES[3]),
 ];
 
+/// [`CASES`], but only the first `few` on a software GPU, which compiles kernels for every new shape.
+pub fn cases(few: usize) -> &'static [Case] {
+    if crate::on_software_gpu() { &CASES[..few] } else { CASES }
+}
+
 /// Larger than what a GPU's kernels do at once: several blocks of slots, more experts than a block has units, several
 /// tiles for an expert and a ragged last one, nearly all rows with one expert. The wide one is what CPU threads share: the
 /// gradient of a weight in several pieces, of more rows than a piece has.

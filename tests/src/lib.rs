@@ -11,7 +11,7 @@ mod compare;
 
 pub use alloc::{CountingAllocator, live_bytes, take_largest_piece};
 pub use backends::*;
-pub use cases::{BENCHES, CASES, Case, GPU_BENCHES, LARGE_CASES};
+pub use cases::{BENCHES, CASES, Case, GPU_BENCHES, LARGE_CASES, cases};
 pub use compare::{
     ABSOLUTE, RELATIVE, assert_close, host, in_f64, numeric_gradient, numeric_gradient_by_rows, random, tensor,
 };

@@ -7,7 +7,7 @@ use moe_layers::{
     Activation, AutodiffMoeBackend, BalanceConvention, Experts, ExpertsConfig, Moe, MoeConfig, Routing, RoutingStats,
     dispatch, load_balance_loss, load_balance_loss_pooled, router_z_loss,
 };
-use moe_tests::{CASES, Case, assert_close, host, on_every_backend, random, tensor};
+use moe_tests::{CASES, Case, assert_close, host, on_every_backend, on_software_gpu, random, tensor};
 
 on_every_backend!(
     grouped_dispatch_matches_the_dense_oracle,
@@ -55,9 +55,13 @@ fn routing<B: AutodiffMoeBackend>(case: &Case, gates: Tensor<B, 2>) -> Routing<B
 const VARIANTS: [(Activation, bool); 4] =
     [(Activation::SwiGlu, true), (Activation::Gelu, true), (Activation::Relu, true), (Activation::SwiGlu, false)];
 
+/// Experts for which the oracle, one product after the other, is compiled on a software GPU within seconds.
+const FEW_EXPERTS: usize = 16;
+
 /// Every activation on the first two cases, one on the others: a software GPU compiles kernels for each anew.
 fn grouped_dispatch_matches_the_dense_oracle<B: AutodiffMoeBackend>(device: &B::Device) {
-    for (i, case) in CASES.iter().enumerate() {
+    let cases = CASES.iter().filter(|case| !on_software_gpu() || case.experts <= FEW_EXPERTS);
+    for (i, case) in cases.enumerate() {
         for &(activation, bias) in &VARIANTS[..if i < 2 { VARIANTS.len() } else { 1 }] {
             let run = |path| values_and_gradients::<B>(case, activation, bias, path, DType::F32, device);
             let actual = run(dispatch::grouped);
