@@ -1,5 +1,7 @@
 //! What every benchmark starts with: threads, a device, a file that can be written.
 
+use std::time::Duration;
+
 use burn::tensor::backend::Backend;
 use moe_train::backend::{self, Device};
 use moe_train::config::Dtype;
@@ -52,6 +54,15 @@ fn use_threads(threads: usize) -> Result<()> {
 /// What the device reports.
 pub(crate) fn wait<B: Backend>(device: &B::Device) -> Result<()> {
     B::sync(device).map_err(|error| Error::of("the device failed", format!("{error:?}")))
+}
+
+/// How long a side's threads may poll for more work after its turn, and a little more.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Waits until the threads of the side before have gone to sleep. OpenMP's threads, and rayon's, poll for a while after their
+/// work is done; with a thread for each core, the next side would be timed against them.
+pub(crate) fn pause() {
+    std::thread::sleep(PAUSE);
 }
 
 /// Writes the record where `--json` says, if it does.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::clock::Time;
 use crate::error::Result;
+use crate::session;
 
 /// What a repetition computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,7 @@ pub(crate) fn contest(
     for round in 0..warm_up + rounds {
         for pass in [Pass::Forward, Pass::Training] {
             for (contestant, times) in contestants.iter_mut().zip(&mut times) {
+                session::pause();
                 let time = contestant.run(pass)?;
                 if round >= warm_up {
                     times.of_mut(pass).push(time);

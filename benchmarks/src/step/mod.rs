@@ -62,8 +62,10 @@ fn measure(preset: Preset, setting: &Setting, args: &StepArgs, session: &Session
     let (mut our_steps, mut torch_steps) = (Steps::default(), Steps::default());
     for round in 0..args.common.warm_up() + setting.rounds {
         let counts = round >= args.common.warm_up();
+        session::pause();
         our_steps.add(ours.step()?, counts);
         if let Some(torch) = &mut torch {
+            session::pause();
             torch_steps.add(torch.step()?, counts);
         }
     }
