@@ -46,6 +46,8 @@ enum Task {
     Report(Passed),
     /// Measures layers or training steps [--backend ..] layer|step [options of moe-bench]
     Bench(Passed),
+    /// Repeats the study of a paper [--backend ..] excitation [options of moe-reproduce]
+    Reproduce(Passed),
     /// Runs the cross-backend suite (package `moe-tests`) on one backend
     Test {
         /// The backend to test, the only one that is compiled in
@@ -103,6 +105,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Generate(_) => program::run(Program::Generate, arguments()),
         Task::Report(_) => program::run(Program::Report, arguments()),
         Task::Bench(_) => program::run(Program::Bench, arguments()),
+        Task::Reproduce(_) => program::run(Program::Reproduce, arguments()),
         Task::Test { backend, args } => suite::run(backend, &args),
         Task::Check { checks } => checks::run(&checks),
         Task::HelpTexts { write } => help::compare(write),
