@@ -152,9 +152,12 @@ fn confusion(start: &Cell, depths: &[usize]) -> Vec<Cell> {
     cells
 }
 
+/// One number of an outcome.
+type Measure = fn(&Outcome) -> f64;
+
 /// Stage 3: one row per variant and kind of matching, at the mean of the variant's runs.
 pub(crate) fn matched(settings: &Settings, lr: f64, finished: &[Finished]) -> Vec<Cell> {
-    let kinds: [(&str, fn(&Outcome) -> f64); 3] = [
+    let kinds: [(&str, Measure); 3] = [
         ("mean factor", |outcome| outcome.mean_factor),
         ("u-weighted factor", |outcome| outcome.weighted_factor),
         ("step norm", |outcome| outcome.step_ratio),
@@ -171,7 +174,7 @@ pub(crate) fn matched(settings: &Settings, lr: f64, finished: &[Finished]) -> Ve
     with_seeds(rows, settings.headline_seeds)
 }
 
-fn mean_of(table: &str, row: &str, value: fn(&Outcome) -> f64, finished: &[Finished]) -> Option<f64> {
+fn mean_of(table: &str, row: &str, value: Measure, finished: &[Finished]) -> Option<f64> {
     let runs = finished.iter().filter(|run| run.cell.table == table && run.cell.row == row);
     let values: Vec<f64> = runs.map(|run| value(&run.outcome)).filter(|value| value.is_finite()).collect();
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
