@@ -41,6 +41,7 @@ fn kept(program: Program) -> &'static str {
         Program::Generate => include_str!("../help/generate.txt"),
         Program::Report => include_str!("../help/report.txt"),
         Program::Bench => include_str!("../help/bench.txt"),
+        Program::Reproduce => include_str!("../help/reproduce.txt"),
     }
 }
 
@@ -52,6 +53,7 @@ fn subcommands(program: Program) -> &'static [&'static str] {
         Program::Generate => &["generate"],
         Program::Report => &["report"],
         Program::Bench => &["layer", "step", "default-moe"],
+        Program::Reproduce => &["excitation"],
     }
 }
 

@@ -34,6 +34,7 @@ const RULES: &[Rule] = &[
     rule("moe-tests", EVERYTHING),
     // The catalogue of cases is the suite's: what is timed is what is tested.
     rule("moe-bench", &["moe-kernels", "moe-layers", "default-moe", "moe-models", "moe-train", "moe-tests"]),
+    rule("moe-reproduce", EVERYTHING),
     // Nothing that takes longer than seconds to build.
     Rule { package: "xtask", sees: &[], external: Some(&["clap", "serde_json"]) },
 ];

@@ -48,7 +48,8 @@ enum Task {
     /// Measures layers or training steps [--backend ..] layer|step [options of moe-bench]
     Bench(Passed),
     /// Carries out a study: a grid of training runs that resumes, its raw results and a report
-    Reproduce(reproduce::ReproduceArgs),
+    #[command(subcommand)]
+    Reproduce(Study),
     /// Runs the cross-backend suite (package `moe-tests`) on one backend
     Test {
         /// The backend to test, the only one that is compiled in
@@ -81,6 +82,15 @@ enum Task {
     },
 }
 
+/// The study of a paper.
+#[derive(Subcommand)]
+enum Study {
+    /// Top-K against Default MoE on a language model
+    DefaultMoe(reproduce::ReproduceArgs),
+    /// Excitation on CIFAR-10 [--backend ..] [options of moe-reproduce]
+    Excitation(Passed),
+}
+
 /// Arguments that `moe-train` or `moe-bench` parses; [`program::split`] takes out the two that are ours.
 #[derive(Args)]
 #[command(disable_help_flag = true)]
@@ -106,7 +116,8 @@ fn perform(task: Task) -> Result<()> {
         Task::Generate(_) => program::run(Program::Generate, arguments()),
         Task::Report(_) => program::run(Program::Report, arguments()),
         Task::Bench(_) => program::run(Program::Bench, arguments()),
-        Task::Reproduce(args) => reproduce::run(&args),
+        Task::Reproduce(Study::DefaultMoe(args)) => reproduce::run(&args),
+        Task::Reproduce(Study::Excitation(_)) => program::run(Program::Reproduce, arguments()),
         Task::Test { backend, args } => suite::run(backend, &args),
         Task::Check { checks } => checks::run(&checks),
         Task::HelpTexts { write } => help::compare(write),

@@ -1,4 +1,4 @@
-//! `cargo xtask train|eval|generate|report|bench`: build `moe-train` or `moe-bench` with one backend and become it.
+//! `cargo xtask train|eval|generate|report|bench|reproduce`: build `moe-train`, `moe-bench` or `moe-reproduce` with one backend and become it.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::Result;
 use crate::backend::Backend;
 use crate::{cargo, help};
 
-/// The subcommands of `moe-train`, and `moe-bench`.
+/// The subcommands of `moe-train`, `moe-bench` and `moe-reproduce`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
     Train,
@@ -16,24 +16,30 @@ pub(crate) enum Program {
     Generate,
     Report,
     Bench,
+    Reproduce,
 }
 
 impl Program {
-    pub(crate) const ALL: [Self; 5] = [Self::Train, Self::Eval, Self::Generate, Self::Report, Self::Bench];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Train, Self::Eval, Self::Generate, Self::Report, Self::Bench, Self::Reproduce];
 
     /// The package whose program it is; the program has the same name.
     pub(crate) fn package(self) -> &'static str {
-        if self == Self::Bench { "moe-bench" } else { "moe-train" }
+        match self {
+            Self::Bench => "moe-bench",
+            Self::Reproduce => "moe-reproduce",
+            _ => "moe-train",
+        }
     }
 
-    /// Whether it is built with the release profile without being asked: only that is worth measuring.
+    /// Whether it is built with the release profile without being asked: only that is worth measuring and waiting for.
     pub(crate) fn always_release(self) -> bool {
-        self == Self::Bench
+        self.package() != "moe-train"
     }
 
     /// What comes before the user's arguments.
     fn subcommand(self) -> Option<&'static str> {
-        (self != Self::Bench).then(|| self.name())
+        (self.package() == "moe-train").then(|| self.name())
     }
 
     /// The subcommand's name, for us and, if it is one of its, for `moe-train`.
@@ -44,6 +50,7 @@ impl Program {
             Self::Generate => "generate",
             Self::Report => "report",
             Self::Bench => "bench",
+            Self::Reproduce => "reproduce",
         }
     }
 }
@@ -176,10 +183,11 @@ mod tests {
     }
 
     #[test]
-    fn the_benchmark_has_its_own_package_and_always_the_release_profile() {
+    fn benchmarks_and_studies_have_packages_of_their_own_and_always_the_release_profile() {
         let theirs = |program: Program| (program.package(), program.always_release(), program.subcommand());
         assert_eq!(theirs(Program::Train), ("moe-train", false, Some("train")));
         assert_eq!(theirs(Program::Bench), ("moe-bench", true, None));
+        assert_eq!(theirs(Program::Reproduce), ("moe-reproduce", true, None));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `cargo xtask reproduce STUDY`: a grid of training runs that resumes where it stopped, its raw results, a report.
+//! `cargo xtask reproduce default-moe`: a grid of training runs that resumes where it stopped, its raw results, a report.
 //!
 //! Every run is a call of `moe-train`, so a figure of the report can be made again by hand. Results are one line each
 //! in `results.jsonl`, appended when a run has ended and been measured; the report is a function of that file.
@@ -20,13 +20,6 @@ use crate::{Result, cargo, files};
 
 use results::Results;
 
-/// Which study.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Study {
-    /// Top-K against Default MoE on a language model
-    DefaultMoe,
-}
-
 /// For which machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scale {
@@ -36,12 +29,9 @@ pub(crate) enum Scale {
     Gpu,
 }
 
-/// Options of `cargo xtask reproduce`.
+/// Options of `cargo xtask reproduce default-moe`.
 #[derive(Args, Debug)]
 pub(crate) struct ReproduceArgs {
-    /// Which study
-    #[arg(value_enum)]
-    study: Study,
     /// For which machine
     #[arg(long, value_enum, default_value = "cpu")]
     scale: Scale,
@@ -96,7 +86,6 @@ impl Scale {
 
 /// Runs what is left of the grid and writes the report.
 pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
-    let Study::DefaultMoe = args.study;
     let out = args.out.clone().unwrap_or_else(|| folder("benchmarks", args.scale));
     files::at(&out, std::fs::create_dir_all(&out))?;
     let mut results = Results::open(&out.join("results.jsonl"))?;
