@@ -56,8 +56,8 @@ pub(crate) fn wait<B: Backend>(device: &B::Device) -> Result<()> {
     B::sync(device).map_err(|error| Error::of("the device failed", format!("{error:?}")))
 }
 
-/// How long a side's threads may poll for more work after its turn, and a little more.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The threads of LLVM's and Intel's OpenMP, which PyTorch uses, poll for 200 ms (`KMP_BLOCKTIME`).
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// Waits until the threads of the side before have gone to sleep. OpenMP's threads, and rayon's, poll for a while after their
 /// work is done; with a thread for each core, the next side would be timed against them.
