@@ -4,7 +4,7 @@
 //! of this very pass. The update is computed here and handed back; the module stays as it is.
 
 use burn::tensor::Tensor;
-use moe_kernels::{MoeBackend, expert_ffn_summing, sum_of_squares, unchosen};
+use moe_kernels::{MoeBackend, divide_rows, expert_ffn_summing, sum_dim, sum_of_squares, unchosen};
 use moe_layers::{Experts, Moe, MoeLosses, Routing, dispatch};
 
 use crate::{DefaultUpdate, DefaultVectors, Evaluation, Form, UpdateRule};
@@ -184,7 +184,7 @@ fn missing_weights<B: MoeBackend>(moe: &Moe<B>, routing: &Routing<B>) -> Tensor<
     match moe.gates_are_probs() {
         true => weights,
         // Exactly the probabilities of the chosen and zeros, without a gather, whose gradient would be a scatter.
-        false => weights.clone() / (routing.probs.clone() - weights).sum_dim(1),
+        false => divide_rows(weights.clone(), sum_dim(routing.probs.clone() - weights, 1)),
     }
 }
 

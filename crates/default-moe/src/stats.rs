@@ -1,7 +1,7 @@
 //! What default vectors look like in numbers.
 
 use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
+use moe_kernels::{MoeBackend, sum_dim};
 use serde::{Deserialize, Serialize};
 
 use crate::{DefaultUpdate, DefaultVectors};
@@ -24,7 +24,7 @@ pub struct DefaultVectorStats {
 impl DefaultVectorStats {
     /// Reads the statistics of a step from the device: `update` is what it absorbs, `energy` what its passes measured
     /// ([`DefaultMoeOutput::energy`](crate::DefaultMoeOutput::energy)), summed, if they did.
-    pub fn of_step<B: Backend>(
+    pub fn of_step<B: MoeBackend>(
         before: &DefaultVectors<B>,
         update: &DefaultUpdate<B>,
         energy: Option<Tensor<B, 1>>,
@@ -61,8 +61,8 @@ fn ratio(part: f64, whole: f64) -> f64 {
 }
 
 /// Of each row, `[E]`.
-fn lengths<B: Backend>(rows: Tensor<B, 2>) -> Tensor<B, 1> {
-    rows.powi_scalar(2).sum_dim(1).sqrt().squeeze_dim(1)
+fn lengths<B: MoeBackend>(rows: Tensor<B, 2>) -> Tensor<B, 1> {
+    sum_dim(rows.powi_scalar(2), 1).sqrt().squeeze_dim(1)
 }
 
 #[cfg(test)]

@@ -273,6 +273,32 @@ pub trait MoeBackend: Backend {
         portable::causal_attention_backward::<Self>(inputs, outputs, scale, grad)
     }
 
+    /// Sums along `dim`, whose size becomes 1. Under Fusion an operation of its own: see [`sum_dim`](crate::sum_dim).
+    fn moe_sum_dim(x: FloatTensor<Self>, dim: usize) -> FloatTensor<Self> {
+        Self::float_sum_dim(x, dim)
+    }
+
+    /// The largest numbers along `dim`, whose size becomes 1. Under Fusion an operation of its own, as
+    /// [`moe_sum_dim`](Self::moe_sum_dim).
+    fn moe_max_dim(x: FloatTensor<Self>, dim: usize) -> FloatTensor<Self> {
+        Self::float_max_dim(x, dim)
+    }
+
+    /// Rows of `x` `[T, N]` divided by `divisors` `[T, 1]`.
+    fn moe_divide_rows(x: FloatTensor<Self>, divisors: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::divide_rows::<Self>(x, divisors)
+    }
+
+    /// Gradients of [`moe_divide_rows`](Self::moe_divide_rows) with respect to `x` and the divisors from its output
+    /// and that of the output, both `[T, N]`.
+    fn moe_divide_rows_backward(
+        output: FloatTensor<Self>,
+        divisors: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        portable::divide_rows_backward::<Self>(output, divisors, grad)
+    }
+
     /// One step of AdamW on `[N]` numbers: parameter, gradient and both moments; returns the new parameter and moments.
     ///
     /// An implementation may work in place on tensors that nobody else holds.

@@ -9,6 +9,7 @@ mod layers;
 mod linear;
 mod low_precision;
 mod model;
+mod reduce;
 
 #[cfg(feature = "flex")]
 mod kernels_panics;

@@ -115,6 +115,14 @@ impl<B: FusionBackend + MoeBackend> MoeBackend for Fusion<B> {
         with_plan("moe_grouped_outer", [lhs, rhs], plan, shape, |[lhs, rhs], plan| B::moe_grouped_outer(lhs, rhs, plan))
     }
 
+    fn moe_sum_dim(x: FloatTensor<Self>, dim: usize) -> FloatTensor<Self> {
+        reduction::<B>("moe_sum_dim", x, dim, B::moe_sum_dim)
+    }
+
+    fn moe_max_dim(x: FloatTensor<Self>, dim: usize) -> FloatTensor<Self> {
+        reduction::<B>("moe_max_dim", x, dim, B::moe_max_dim)
+    }
+
     fn moe_swiglu(input: FloatTensor<Self>) -> FloatTensor<Self> {
         let shape = [input.shape[0], input.shape[1] / 2];
         without_plan::<B, 1>("moe_swiglu", [input], shape, |[input]| B::moe_swiglu(input))
@@ -174,6 +182,18 @@ fn without_plan<B: FusionBackend + MoeBackend, const N: usize>(
     run: fn([FloatTensor<B>; N]) -> FloatTensor<B>,
 ) -> FloatTensor<Fusion<B>> {
     float_op::<B, N>(name, floats, Vec::new(), Shape::new(shape), move |floats, _, _| run(floats))
+}
+
+/// A reduction along `dim`, apart from what is fused before and after it: see [`sum_dim`](crate::sum_dim).
+fn reduction<B: FusionBackend + MoeBackend>(
+    name: &'static str,
+    x: FloatTensor<Fusion<B>>,
+    dim: usize,
+    run: fn(FloatTensor<B>, usize) -> FloatTensor<B>,
+) -> FloatTensor<Fusion<B>> {
+    let mut shape = x.shape.clone();
+    shape[dim] = 1;
+    float_op::<B, 1>(name, [x], Vec::new(), shape, move |[x], _, _| run(x, dim))
 }
 
 /// An op whose inputs are float tensors and then `others`, with a float output of the type of the first.

@@ -5,24 +5,26 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Bool, Tensor};
 
+use super::reduce::{max_dim, sum_dim};
 use super::{accumulator, unwrap, wrap};
+use crate::MoeBackend;
 
-pub(crate) fn causal_attention<B: Backend>(
+pub(crate) fn causal_attention<B: MoeBackend>(
     [query, key, value]: [FloatTensor<B>; 3],
     scale: f64,
 ) -> [FloatTensor<B>; 2] {
     let (query, key, value) = (wrap::<B, 4>(query), wrap::<B, 4>(key), wrap::<B, 4>(value));
     let ([batch, len, heads, _], dtype, kv_heads) = (query.dims(), query.dtype(), key.dims()[2]);
     let scores = scores(group(query, kv_heads), key, len, scale);
-    let largest = scores.clone().max_dim(3);
+    let largest = max_dim(scores.clone(), 3);
     let weights = (scores - largest.clone()).exp();
-    let sums = weights.clone().sum_dim(3);
+    let sums = sum_dim(weights.clone(), 3);
     let mixed = weights.cast(dtype).matmul(value.swap_dims(1, 2)) * sums.clone().recip().cast(dtype);
     let lse = (sums.log() + largest).reshape([batch, heads, len]).swap_dims(1, 2);
     [unwrap(ungroup(mixed, len)), unwrap(lse)]
 }
 
-pub(crate) fn causal_attention_backward<B: Backend>(
+pub(crate) fn causal_attention_backward<B: MoeBackend>(
     [query, key, value]: [FloatTensor<B>; 3],
     [output, lse]: [FloatTensor<B>; 2],
     scale: f64,
@@ -36,7 +38,7 @@ pub(crate) fn causal_attention_backward<B: Backend>(
     let lse = wrap::<B, 3>(lse).swap_dims(1, 2).reshape([batch, kv_heads, heads / kv_heads * len, 1]);
 
     let weights = (scores(query.clone(), key.clone(), len, scale) - lse).exp();
-    let along = (grad.clone().cast(stats) * output.cast(stats)).sum_dim(3);
+    let along = sum_dim(grad.clone().cast(stats) * output.cast(stats), 3);
     let grad_weights = grad.clone().matmul(value.permute([0, 2, 3, 1])).cast(stats);
     let grad_scores = (weights.clone() * (grad_weights - along)).mul_scalar(scale).cast(dtype);
 

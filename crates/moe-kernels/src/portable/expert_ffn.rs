@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 use burn::tensor::ops::FloatTensor;
 
+use super::reduce::sum_dim;
 use super::{unwrap, wrap};
 use crate::{Activation, ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnWeights, MoeBackend};
 
@@ -129,10 +130,10 @@ fn gate_gradient<B: MoeBackend>(
     output_bias: Option<(Tensor<B, 2>, FloatTensor<B>)>,
     plan: &ExpertPlan<B>,
 ) -> FloatTensor<B> {
-    let mut by_row = products.sum_dim(1);
+    let mut by_row = sum_dim(products, 1);
     if let Some((bias, grad_rows)) = output_bias {
         let bias = bias_rows::<B>(bias, ones_like_rows::<B>(&grad_rows), plan);
-        by_row = by_row + (wrap::<B, 2>(bias) * wrap::<B, 2>(grad_rows)).sum_dim(1);
+        by_row = by_row + sum_dim(wrap::<B, 2>(bias) * wrap::<B, 2>(grad_rows), 1);
     }
     unwrap(by_row.select(0, plan.row_of_slot.clone()).reshape([plan.num_tokens, plan.top_k]))
 }

@@ -4,12 +4,13 @@
 //! mean square normalisation has neither `mean`.
 
 use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
+use super::reduce::{mean_dim, sum_dim};
 use super::{accumulator, unwrap, wrap};
+use crate::MoeBackend;
 
-pub(crate) fn norm<B: Backend>(
+pub(crate) fn norm<B: MoeBackend>(
     x: FloatTensor<B>,
     gamma: FloatTensor<B>,
     beta: Option<FloatTensor<B>>,
@@ -27,7 +28,7 @@ pub(crate) fn norm<B: Backend>(
 }
 
 /// Gradients of `x`, `gamma` and `beta`, the last one meaningless unless `center`.
-pub(crate) fn norm_backward<B: Backend>(
+pub(crate) fn norm_backward<B: MoeBackend>(
     x: FloatTensor<B>,
     gamma: FloatTensor<B>,
     center: bool,
@@ -40,16 +41,16 @@ pub(crate) fn norm_backward<B: Backend>(
     let (normal, inverse) = normalize(x.cast(stats), center, epsilon);
 
     let scaled = grad.clone() * gamma.cast(stats).unsqueeze::<2>();
-    let along = (scaled.clone() * normal.clone()).mean_dim(1);
-    let level = if center { scaled.clone() - scaled.mean_dim(1) } else { scaled };
+    let along = mean_dim(scaled.clone() * normal.clone(), 1);
+    let level = if center { scaled.clone() - mean_dim(scaled, 1) } else { scaled };
     let dx = (level - normal.clone() * along) * inverse;
-    let sum = |rows: Tensor<B, 2>| unwrap(rows.sum_dim(0).squeeze_dim::<1>(0).cast(gain_dtype));
+    let sum = |rows: Tensor<B, 2>| unwrap(sum_dim(rows, 0).squeeze_dim::<1>(0).cast(gain_dtype));
     [unwrap(dx.cast(dtype)), sum(grad.clone() * normal), sum(grad)]
 }
 
 /// `(x - mean) * inverse` and `inverse` `[T, 1]`.
-fn normalize<B: Backend>(x: Tensor<B, 2>, center: bool, epsilon: f64) -> (Tensor<B, 2>, Tensor<B, 2>) {
-    let x = if center { x.clone() - x.mean_dim(1) } else { x };
-    let inverse = x.clone().square().mean_dim(1).add_scalar(epsilon).sqrt().recip();
+fn normalize<B: MoeBackend>(x: Tensor<B, 2>, center: bool, epsilon: f64) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    let x = if center { x.clone() - mean_dim(x, 1) } else { x };
+    let inverse = mean_dim(x.clone().square(), 1).add_scalar(epsilon).sqrt().recip();
     (x * inverse.clone(), inverse)
 }

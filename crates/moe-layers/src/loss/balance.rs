@@ -6,7 +6,7 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
-use moe_kernels::MoeBackend;
+use moe_kernels::{MoeBackend, sum_dim};
 use serde::{Deserialize, Serialize};
 
 use super::zero;
@@ -41,7 +41,7 @@ pub fn load_balance_loss<B: MoeBackend>(routing: &Routing<B>, convention: Balanc
         BalanceConvention::HuggingFace => slot_counts(routing) / tokens,
         BalanceConvention::GShard => first_choices(routing) / tokens,
     };
-    let probs = routing.probs.clone().sum_dim(0).squeeze_dim::<1>(0) / tokens;
+    let probs = sum_dim(routing.probs.clone(), 0).squeeze_dim::<1>(0) / tokens;
     (fractions * probs).sum() * routing.num_experts() as f64
 }
 
@@ -61,7 +61,7 @@ pub fn load_balance_loss_pooled<B: MoeBackend>(routings: &[Routing<B>]) -> Tenso
         return zero(&routings[0]);
     }
     let counts = sum(routings.iter().map(slot_counts));
-    let probs = sum(routings.iter().map(|r| r.probs.clone().sum_dim(0).squeeze_dim::<1>(0)));
+    let probs = sum(routings.iter().map(|r| sum_dim(r.probs.clone(), 0).squeeze_dim::<1>(0)));
     ((counts / tokens) * (probs / tokens)).sum() * num_experts as f64
 }
 
@@ -80,5 +80,5 @@ fn first_choices<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
     let first = routing.experts.clone().slice([0..tokens, 0..1]);
     let columns = Tensor::<B, 1, Int>::arange(0..experts as i64, &first.device()).unsqueeze::<2>();
     let chosen = first.repeat_dim(1, experts).equal(columns.repeat_dim(0, tokens));
-    chosen.float().cast(routing.probs.dtype()).sum_dim(0).squeeze_dim(0)
+    sum_dim(chosen.float().cast(routing.probs.dtype()), 0).squeeze_dim(0)
 }

@@ -7,7 +7,7 @@ use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
-use moe_kernels::{MoeBackend, linear, softmax_rows, top_k};
+use moe_kernels::{MoeBackend, divide_rows, linear, softmax_rows, sum_dim, top_k};
 
 use crate::Routing;
 
@@ -102,9 +102,9 @@ fn routing_dtype(tokens: DType) -> DType {
 }
 
 /// Rows divided by their sums, which are at least `K / E` for the largest of a softmax.
-fn normalize<B: Backend>(gates: Tensor<B, 2>) -> Tensor<B, 2> {
-    let sums = gates.clone().sum_dim(1);
-    gates / sums
+fn normalize<B: MoeBackend>(gates: Tensor<B, 2>) -> Tensor<B, 2> {
+    let sums = sum_dim(gates.clone(), 1);
+    divide_rows(gates, sums)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod expert_ffn;
 mod grouped;
 mod linear;
 mod norm;
+mod reduce;
 mod softmax;
 mod top_k;
 
@@ -195,6 +196,14 @@ impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
 
     fn moe_cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
         softmax::cross_entropy::<B, C>(logits, targets)
+    }
+
+    fn moe_sum_dim(x: FloatTensor<Self>, dim: usize) -> FloatTensor<Self> {
+        reduce::sum_dim::<B, C>(x, dim)
+    }
+
+    fn moe_divide_rows(x: FloatTensor<Self>, divisors: FloatTensor<Self>) -> FloatTensor<Self> {
+        reduce::divide_rows::<B, C>(x, divisors)
     }
 
     fn moe_rotary(
