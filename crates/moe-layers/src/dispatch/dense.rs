@@ -25,7 +25,7 @@ pub fn dense<B: MoeBackend>(tokens: Tensor<B, 2>, experts: &Experts<B>, routing:
     let mut output = tokens.zeros_like();
     for e in 0..experts.num_experts() {
         let gate = gate_of(routing.gates.clone(), routing.experts.clone(), e).cast(tokens.dtype());
-        output = output + one_expert(tokens.clone(), experts, e) * gate;
+        output = output + one_expert(tokens.clone(), experts, e) * spread(gate, experts.d_model());
     }
     output
 }
@@ -33,21 +33,40 @@ pub fn dense<B: MoeBackend>(tokens: Tensor<B, 2>, experts: &Experts<B>, routing:
 /// Column `[T, 1]` of gates of expert `e`: zero where a token did not choose it.
 fn gate_of<B: Backend>(gates: Tensor<B, 2>, experts: Tensor<B, 2, Int>, e: usize) -> Tensor<B, 2> {
     let chosen = experts.equal_elem(e as i64).float().cast(gates.dtype());
-    (gates * chosen).sum_dim(1)
+    sums(gates * chosen)
+}
+
+/// Sums of rows, `[T, K]` to `[T, 1]`, as a product: burn may fuse a sum, and a fused one may come out wrong
+/// ([`sum_dim`](moe_kernels::sum_dim)).
+fn sums<B: Backend>(rows: Tensor<B, 2>) -> Tensor<B, 2> {
+    let ones = Tensor::ones([rows.dims()[1], 1], (&rows.device(), rows.dtype()));
+    rows.matmul(ones)
+}
+
+/// A column `[T, 1]` in each of `width` columns, as a product, so that its gradient is one too.
+fn spread<B: Backend>(column: Tensor<B, 2>, width: usize) -> Tensor<B, 2> {
+    let ones = Tensor::ones([1, width], (&column.device(), column.dtype()));
+    column.matmul(ones)
+}
+
+/// A row `[1, D]` in each of `height` rows, as a product too.
+fn repeated<B: Backend>(row: Tensor<B, 2>, height: usize) -> Tensor<B, 2> {
+    let ones = Tensor::ones([height, 1], (&row.device(), row.dtype()));
+    ones.matmul(row)
 }
 
 fn one_expert<B: Backend>(tokens: Tensor<B, 2>, experts: &Experts<B>, e: usize) -> Tensor<B, 2> {
     let dtype = tokens.dtype();
     let matrix = |stack: Tensor<B, 3>| stack.slice(e..e + 1).squeeze_dim::<2>(0).cast(dtype);
-    let row = |stack: Tensor<B, 2>| stack.slice(e..e + 1).cast(dtype);
+    let rows = |stack: Tensor<B, 2>| repeated(stack.slice(e..e + 1).cast(dtype), tokens.dims()[0]);
 
-    let mut hidden = tokens.matmul(matrix(experts.w_in.val()));
+    let mut hidden = tokens.clone().matmul(matrix(experts.w_in.val()));
     if let Some(bias) = &experts.b_in {
-        hidden = hidden + row(bias.val());
+        hidden = hidden + rows(bias.val());
     }
     let mut output = activate(hidden, experts.activation).matmul(matrix(experts.w_out.val()));
     if let Some(bias) = &experts.b_out {
-        output = output + row(bias.val());
+        output = output + rows(bias.val());
     }
     output
 }
