@@ -60,7 +60,7 @@ pub(crate) fn repeat<'a>(slots: &'a mut [MaybeUninit<f32>], row: &[f32]) -> &'a 
 /// # Safety
 ///
 /// Every slot must have been written.
-pub(super) unsafe fn written(slots: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+pub(crate) unsafe fn written(slots: &mut [MaybeUninit<f32>]) -> &mut [f32] {
     // SAFETY: `MaybeUninit<f32>` has the layout of `f32`, and the caller has written every slot.
     unsafe { &mut *(std::ptr::from_mut(slots) as *mut [f32]) }
 }

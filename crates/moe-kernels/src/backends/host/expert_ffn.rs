@@ -79,12 +79,13 @@ pub(in crate::backends) fn forward<B: HostBackend>(
     let problem = inputs.problem(&plan);
     let (num_tokens, num_rows) = (problem.num_tokens(), plan.num_rows());
 
-    let mut output = vec![0.0; num_tokens * problem.d_model];
-    let len = num_rows * problem.columns();
+    let (output_len, len) = (num_tokens * problem.d_model, num_rows * problem.columns());
+    let mut output = Unset::new(output_len);
     let mut pre_activation = keep.then(|| Unset::new(len));
-    expert_ffn::forward(&problem, pre_activation.as_mut().map(|z| z.slots(len)), &mut output);
-    // SAFETY: the forward pass has written every slot.
-    let pre_activation = pre_activation.map(|z| unsafe { z.assume_set(len) });
+    expert_ffn::forward(&problem, pre_activation.as_mut().map(|z| z.slots(len)), output.slots(output_len));
+    // SAFETY: the forward pass has written every slot of both.
+    let (output, pre_activation) =
+        unsafe { (output.assume_set(output_len), pre_activation.map(|z| z.assume_set(len))) };
     let tensor = |values, shape: [usize; 2]| FloatTensor::<B>::from_values(values, shape.into());
     (tensor(output, [num_tokens, problem.d_model]), pre_activation.map(|z| tensor(z, [num_rows, problem.columns()])))
 }
@@ -103,12 +104,12 @@ pub(in crate::backends) fn forward_summing<B: HostBackend>(
     let problem = inputs.problem(&plan);
     let (num_tokens, num_rows, num_experts) = (problem.num_tokens(), plan.num_rows(), plan.num_experts());
 
-    let mut output = vec![0.0; num_tokens * problem.d_model];
-    let len = num_rows * problem.columns();
-    let mut pre_activation = Unset::new(len);
-    let sums = expert_ffn::forward_summing(&problem, shares.values(), pre_activation.slots(len), &mut output);
-    // SAFETY: the forward pass has written every slot.
-    let pre_activation = unsafe { pre_activation.assume_set(len) };
+    let (output_len, len) = (num_tokens * problem.d_model, num_rows * problem.columns());
+    let (mut output, mut pre_activation) = (Unset::new(output_len), Unset::new(len));
+    let slots = (pre_activation.slots(len), output.slots(output_len));
+    let sums = expert_ffn::forward_summing(&problem, shares.values(), slots.0, slots.1);
+    // SAFETY: the forward pass has written every slot of both.
+    let (output, pre_activation) = unsafe { (output.assume_set(output_len), pre_activation.assume_set(len)) };
     FfnSummed {
         output: FloatTensor::<B>::from_values(output, [num_tokens, problem.d_model].into()),
         pre_activation: FloatTensor::<B>::from_values(pre_activation, [num_rows, problem.columns()].into()),

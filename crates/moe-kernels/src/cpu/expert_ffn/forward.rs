@@ -5,17 +5,21 @@ use std::mem::MaybeUninit;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::segments::{Segment, TokenPart, cut, split_by_tokens};
+use super::segments::{Part, Segment, Split, cut};
 use super::{Problem, gather, resize};
 use crate::cpu::gated::gated_values;
 use crate::cpu::gemm::{Mat, MatMut, Onto, gemm, gemm_unset};
-use crate::cpu::unset::repeat;
+use crate::cpu::unset::{Unset, fill, repeat, written};
 
 /// Rows that are taken through the network together: their copies stay in a core's cache.
 const BLOCK_ROWS: usize = 1024;
 
-/// Writes `output` `[T, D]`, which must be zero, and, when asked, every slot of the pre-activation `[R, C]`.
-pub(crate) fn forward(problem: &Problem<'_>, pre_activation: Option<&mut [MaybeUninit<f32>]>, output: &mut [f32]) {
+/// Writes every slot of `output` `[T, D]` and, when asked, of the pre-activation `[R, C]`.
+pub(crate) fn forward(
+    problem: &Problem<'_>,
+    pre_activation: Option<&mut [MaybeUninit<f32>]>,
+    output: &mut [MaybeUninit<f32>],
+) {
     run(problem, pre_activation, output, |_| ());
 }
 
@@ -35,33 +39,29 @@ impl Activate for () {
 pub(super) fn run<A: Activate + Send>(
     problem: &Problem<'_>,
     pre_activation: Option<&mut [MaybeUninit<f32>]>,
-    output: &mut [f32],
-    activate: impl Fn(&TokenPart) -> A + Sync,
+    output: &mut [MaybeUninit<f32>],
+    activate: impl Fn(&Part) -> A + Sync,
 ) -> Vec<A> {
-    let parts = split_by_tokens(problem.plan, problem.num_tokens(), rayon::current_num_threads());
+    let split = Split::new(problem.plan, problem.num_tokens(), rayon::current_num_threads());
+    let parts = &split.parts;
     let kept = match pre_activation {
-        Some(buffer) => cut(buffer, problem.columns(), &parts).into_iter().map(Some).collect(),
+        Some(buffer) => cut(buffer, problem.columns(), parts).into_iter().map(Some).collect(),
         None => parts.iter().map(|_| None).collect::<Vec<_>>(),
     };
-    let outputs = cut_tokens(output, problem.d_model, &parts);
+    let extra_len = split.extra_len(output.len());
+    let mut extra = Unset::new(extra_len);
+    let outputs = split.accumulators(&mut *output, extra.slots(extra_len), problem.d_model);
     let work: Vec<_> = parts.iter().zip(kept).zip(outputs).collect();
     let forward = |((part, kept), output)| {
         let mut activate = activate(part);
-        forward_part(problem, part, kept, output, &mut activate);
+        forward_part(problem, part, kept, fill(output, 0.0), &mut activate);
         activate
     };
-    work.into_par_iter().map(forward).collect()
-}
-
-/// Cuts `buffer` `[T, width]` along the parts.
-pub(super) fn cut_tokens<'a>(mut buffer: &'a mut [f32], width: usize, parts: &[TokenPart]) -> Vec<&'a mut [f32]> {
-    let mut pieces = Vec::with_capacity(parts.len());
-    for part in parts {
-        let (piece, rest) = buffer.split_at_mut(part.tokens.len() * width);
-        pieces.push(piece);
-        buffer = rest;
-    }
-    pieces
+    let activates = work.into_par_iter().map(forward).collect();
+    // SAFETY: the parts cover both, and each has filled what is its own.
+    let (output, extra) = unsafe { (written(output), extra.assume_set(extra_len)) };
+    split.add_extra(output, &extra, problem.d_model);
+    activates
 }
 
 /// Buffers of one thread.
@@ -76,7 +76,7 @@ struct Scratch {
 
 fn forward_part(
     problem: &Problem<'_>,
-    part: &TokenPart,
+    part: &Part,
     kept: Option<Vec<&mut [MaybeUninit<f32>]>>,
     output: &mut [f32],
     activate: &mut impl Activate,

@@ -1,10 +1,10 @@
 //! The whole grouped feed-forward network of a layer on slices, forward and backward.
 //!
-//! Work is split over threads by tokens, not by experts: a token has `K` rows whatever the load, so the parts are equal
-//! however skewed the routing is, and since the rows of an expert are sorted by token, the rows of a part are one run
-//! in every expert (a [`Segment`](segments::Segment)). A part walks over the experts in order and adds each result to
-//! its own tokens at once. So nothing of size `[R, D]` exists, no two threads write to one place, and the order of every
-//! sum is that of the experts.
+//! Each thread gets as many rows as any other, however skewed the routing is: a [`Part`](segments::Part) of a
+//! [`Split`](segments::Split). Since the rows of an expert are sorted by token, those of a part are one run in every
+//! expert, a [`Segment`](segments::Segment). A part walks over its experts in order and adds each result to its tokens at
+//! once, in numbers of its own. So no two threads write to one place, and for a given number of threads the order of
+//! every sum is fixed.
 
 mod backward;
 mod forward;

@@ -1,13 +1,16 @@
 //! First pass of the backward: everything that belongs to a row or a token.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
-use super::forward::{add_to_tokens, blocks, cut_tokens};
-use super::segments::{Segment, TokenPart, cut, split_by_tokens};
+use super::forward::{add_to_tokens, blocks};
+use super::segments::{Part, Segment, Split, cut};
 use super::{Problem, gather, resize};
 use crate::cpu::gated::{BackwardRows, gated_backward};
 use crate::cpu::gemm::{Mat, MatMut, Onto, gemm};
 use crate::cpu::lanes::sum;
+use crate::cpu::unset::{Unset, fill};
 
 /// What the pass computes.
 pub(super) struct RowGradients {
@@ -21,10 +24,10 @@ pub(super) struct RowGradients {
 
 /// The part of [`RowGradients`] that one thread writes: a slice for each of its segments.
 struct PartOutput<'a> {
-    tokens: &'a mut [f32],
+    tokens: &'a mut [MaybeUninit<f32>],
     gates: Vec<&'a mut [f32]>,
     pre_activation: Vec<&'a mut [f32]>,
-    hidden: Vec<&'a mut [f32]>,
+    hidden: Vec<&'a mut [MaybeUninit<f32>]>,
 }
 
 /// Buffers of one thread.
@@ -38,50 +41,45 @@ struct Scratch {
 
 /// Overwrites the pre-activation `[R, C]` with its gradient.
 pub(super) fn rows_pass(problem: &Problem<'_>, pre_activation: &mut [f32], grad: &[f32], tokens: bool) -> RowGradients {
-    let num_rows = problem.plan.num_rows();
-    let mut result = RowGradients {
-        tokens: vec![0.0; if tokens { problem.tokens.len() } else { 0 }],
-        gates: vec![0.0; num_rows],
-        hidden: vec![0.0; num_rows * problem.d_hidden],
-    };
-    let parts = split_by_tokens(problem.plan, problem.num_tokens(), rayon::current_num_threads());
-    let work: Vec<_> = parts.iter().zip(outputs(problem, &parts, pre_activation, &mut result)).collect();
-    work.into_par_iter().for_each(|(part, output)| rows_part(problem, part, grad, output));
-    result
+    let (num_rows, width) = (problem.plan.num_rows(), if tokens { problem.d_model } else { 0 });
+    let split = Split::new(problem.plan, problem.num_tokens(), rayon::current_num_threads());
+    let tokens_len = problem.num_tokens() * width;
+    let lens = [tokens_len, split.extra_len(tokens_len), num_rows * problem.d_hidden];
+    let [mut token_grads, mut extra, mut hidden] = lens.map(Unset::new);
+    let mut gates = vec![0.0; num_rows];
+
+    let sums = split.accumulators(token_grads.slots(lens[0]), extra.slots(lens[1]), width);
+    let gates_of = cut(&mut gates, 1, &split.parts);
+    let pre_activation = cut(pre_activation, problem.columns(), &split.parts);
+    let hidden_of = cut(hidden.slots(lens[2]), problem.d_hidden, &split.parts);
+    let outputs = sums.into_iter().zip(gates_of).zip(pre_activation).zip(hidden_of);
+    let outputs =
+        outputs.map(|(((tokens, gates), pre_activation), hidden)| PartOutput { tokens, gates, pre_activation, hidden });
+    let work: Vec<_> = split.parts.iter().zip(outputs).collect();
+    work.into_par_iter().for_each(|(part, output)| rows_part(problem, part, grad, output, tokens));
+    // SAFETY: the parts cover all three, and each has filled what is its own.
+    let [mut tokens, extra, hidden] =
+        unsafe { [token_grads.assume_set(lens[0]), extra.assume_set(lens[1]), hidden.assume_set(lens[2])] };
+    split.add_extra(&mut tokens, &extra, width);
+    RowGradients { tokens, gates, hidden }
 }
 
-fn outputs<'a>(
-    problem: &Problem<'_>,
-    parts: &[TokenPart],
-    pre_activation: &'a mut [f32],
-    result: &'a mut RowGradients,
-) -> Vec<PartOutput<'a>> {
-    let width = if result.tokens.is_empty() { 0 } else { problem.d_model };
-    let tokens = cut_tokens(&mut result.tokens, width, parts).into_iter();
-    let gates = cut(&mut result.gates, 1, parts);
-    let pre_activation = cut(pre_activation, problem.columns(), parts);
-    let hidden = cut(&mut result.hidden, problem.d_hidden, parts);
-    let slices = tokens.zip(gates).zip(pre_activation).zip(hidden);
-    slices
-        .map(|(((tokens, gates), pre_activation), hidden)| PartOutput { tokens, gates, pre_activation, hidden })
-        .collect()
-}
-
-fn rows_part(problem: &Problem<'_>, part: &TokenPart, grad: &[f32], output: PartOutput<'_>) {
+fn rows_part(problem: &Problem<'_>, part: &Part, grad: &[f32], output: PartOutput<'_>, with_tokens: bool) {
     let (c, f) = (problem.columns(), problem.d_hidden);
     let mut scratch = Scratch::default();
+    let sums = fill(output.tokens, 0.0);
     let slices = output.gates.into_iter().zip(output.pre_activation).zip(output.hidden);
     for (segment, ((gates, z), hidden)) in part.segments.iter().zip(slices) {
         for block in blocks(segment) {
             let local = block.rows.start - segment.rows.start..block.rows.end - segment.rows.start;
             let rows = BackwardRows {
                 pre_activation: &mut z[local.start * c..local.end * c],
-                hidden: &mut hidden[local.start * f..local.end * f],
+                hidden: fill(&mut hidden[local.start * f..local.end * f], 0.0),
                 grad_gates: &mut gates[local],
             };
-            rows_block(problem, &block, grad, rows, &mut scratch, !output.tokens.is_empty());
-            if !output.tokens.is_empty() {
-                add_to_tokens(problem, &block, &scratch.grad_tokens, part.tokens.start, output.tokens);
+            rows_block(problem, &block, grad, rows, &mut scratch, with_tokens);
+            if with_tokens {
+                add_to_tokens(problem, &block, &scratch.grad_tokens, part.tokens.start, sums);
             }
         }
     }

@@ -27,7 +27,7 @@ pub(crate) fn forward_summing(
     problem: &Problem<'_>,
     shares: &[f32],
     pre_activation: &mut [MaybeUninit<f32>],
-    output: &mut [f32],
+    output: &mut [MaybeUninit<f32>],
 ) -> Sums {
     let (experts, f) = (problem.plan.num_experts(), problem.d_hidden);
     let part = |_: &_| HiddenSums { shares, row_shares: Vec::new(), hidden: vec![0.0; experts * f] };
