@@ -3,6 +3,7 @@
 use burn::module::Param;
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
+use moe_kernels::sum_dim;
 use moe_layers::{
     Activation, AutodiffMoeBackend, BalanceConvention, Experts, ExpertsConfig, Moe, MoeConfig, Routing, RoutingStats,
     dispatch, load_balance_loss, load_balance_loss_pooled, router_z_loss,
@@ -135,7 +136,7 @@ fn router_gradient_matches_the_closed_form<B: AutodiffMoeBackend>(device: &B::De
         let (probs, chosen) = (host(out.routing.probs.clone()), out.routing.experts.clone());
         let chosen: Vec<usize> = chosen.into_data().iter::<i64>().map(|e| e as usize).collect();
         let k = chosen.len() / t;
-        let dot = |y: Tensor<B, 2>| host((y * weight.clone()).sum_dim(1));
+        let dot = |y: Tensor<B, 2>| host(sum_dim(y * weight.clone(), 1));
         let total = dot(out.output.clone());
         let each: Vec<Vec<f64>> = (0..e).map(|i| dot(only_expert(&moe, tokens.clone(), i))).collect();
 
