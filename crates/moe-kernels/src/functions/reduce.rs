@@ -9,8 +9,8 @@ use crate::MoeBackend;
 ///
 /// burn 0.21 fuses a reduction with the elementwise operations before it. One of the kernels that autotuning may choose
 /// then runs them once more for every idle thread, on the first element; where their result overwrites an input in
-/// place, the first element of the result is wrong. So no reduction of these crates is fused; neither is one in a
-/// gradient, which is why [`divide_rows`] exists.
+/// place, the first element of the result is wrong. So no op of this crate is fused with its sums; neither is
+/// the sum in the gradient of a division, which is why [`divide_rows`] exists.
 ///
 /// # Shapes
 ///

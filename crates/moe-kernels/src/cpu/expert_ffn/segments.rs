@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn few_rows_per_expert_stay_together() {
+    fn few_rows_per_expert_are_divided_by_experts_only() {
         let experts: Vec<usize> = (0..64).collect();
         let split = Split::new(&HostPlan::new(&experts, 1, 64), 64, 8);
         assert!(split.parts.iter().all(|part| part.tokens == (0..64) && part.segments.len() == 16));
