@@ -159,3 +159,11 @@ fn default_vectors_match_finite_differences() {
 fn default_vectors_with_renormalised_gates_match_finite_differences() {
     check_default(MoeConfig::new(5, 3, 4, 2).with_normalize_gates(true));
 }
+
+#[test]
+fn shared_experts_match_finite_differences() {
+    check(MoeConfig::new(5, 3, 4, 2).with_shared_d_hidden(6));
+    let gated = MoeConfig::new(5, 3, 4, 2).with_shared_d_hidden(2).with_shared_gate(true);
+    check(gated.clone().with_activation(Activation::Gelu));
+    check_default(gated);
+}

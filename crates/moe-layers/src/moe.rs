@@ -8,8 +8,8 @@ use moe_kernels::MoeBackend;
 
 use crate::dispatch;
 use crate::{
-    Activation, BalanceConvention, Experts, ExpertsConfig, Routing, TopKRouter, TopKRouterConfig, load_balance_loss,
-    router_z_loss,
+    Activation, BalanceConvention, Experts, ExpertsConfig, Routing, SharedExperts, SharedExpertsConfig, TopKRouter,
+    TopKRouterConfig, load_balance_loss, router_z_loss,
 };
 
 /// Configuration to create a [`Moe`] using the [init function](MoeConfig::init).
@@ -26,12 +26,18 @@ pub struct MoeConfig {
     /// Divide the gates of a token by their sum. Default: false
     #[config(default = false)]
     pub normalize_gates: bool,
-    /// Inside the experts. Default: SwiGLU
+    /// Inside the experts, shared ones too. Default: SwiGLU
     #[config(default = "Activation::SwiGlu")]
     pub activation: Activation,
-    /// Whether the experts have biases. Default: false
+    /// Whether the routed experts have biases. Default: false
     #[config(default = false)]
     pub bias: bool,
+    /// Width of the shared experts together. Default: 0, there are none
+    #[config(default = 0)]
+    pub shared_d_hidden: usize,
+    /// Whether the shared experts have a gate. Default: false
+    #[config(default = false)]
+    pub shared_gate: bool,
     /// What the load-balance loss counts. Default: Switch
     #[config(default = "BalanceConvention::Switch")]
     pub balance: BalanceConvention,
@@ -51,7 +57,7 @@ impl MoeConfig {
     ///
     /// # Panics
     ///
-    /// Panics unless `1 <= top_k <= num_experts` and no size is zero.
+    /// Panics unless `1 <= top_k <= num_experts` and no size but `shared_d_hidden` is zero.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Moe<B> {
         let router = TopKRouterConfig::new(self.d_model, self.num_experts, self.top_k)
             .with_normalize_gates(self.normalize_gates)
@@ -63,10 +69,19 @@ impl MoeConfig {
         Moe {
             router: router.init(device),
             experts: experts.init(device),
+            shared: self.shared().map(|shared| shared.init(device)),
             balance: self.balance,
             balance_coef: self.balance_coef,
             z_coef: self.z_coef,
         }
+    }
+
+    fn shared(&self) -> Option<SharedExpertsConfig> {
+        let shared = SharedExpertsConfig::new(self.d_model, self.shared_d_hidden)
+            .with_activation(self.activation)
+            .with_gate(self.shared_gate)
+            .with_initializer(self.initializer.clone());
+        (self.shared_d_hidden > 0).then_some(shared)
     }
 }
 
@@ -77,6 +92,8 @@ pub struct Moe<B: Backend> {
     pub router: TopKRouter<B>,
     /// The feed-forward networks.
     pub experts: Experts<B>,
+    /// Those that every token passes through, where there are any.
+    pub shared: Option<SharedExperts<B>>,
     #[module(skip)]
     balance: BalanceConvention,
     balance_coef: f64,
@@ -84,7 +101,8 @@ pub struct Moe<B: Backend> {
 }
 
 impl<B: MoeBackend> Moe<B> {
-    /// Routes every token and sums its experts' outputs: `y_t = sum_k gate_tk * expert_tk(x_t)`.
+    /// Routes every token and sums its experts' outputs: `y_t = sum_k gate_tk * expert_tk(x_t) + shared(x_t)`, the last
+    /// only where there are shared experts.
     ///
     /// # Shapes
     ///
@@ -99,7 +117,7 @@ impl<B: MoeBackend> Moe<B> {
     }
 
     /// [`forward`](Self::forward) with `serve` in the place of dispatch: it takes the tokens `[T, D]` and the decision
-    /// about them to the experts' part of the output, `[T, D]`, and to whatever else it finds.
+    /// about them to the routed experts' part of the output, `[T, D]`, and to whatever else it finds.
     ///
     /// # Panics
     ///
@@ -115,7 +133,12 @@ impl<B: MoeBackend> Moe<B> {
         let tokens: Tensor<B, 2> = input.reshape([num_tokens, d_model]);
 
         let routing = self.router.forward(tokens.clone());
-        let (output, found) = serve(tokens, &routing);
+        let shared = self.shared.as_ref().map(|shared| shared.forward(tokens.clone()));
+        let (routed, found) = serve(tokens, &routing);
+        let output = match shared {
+            Some(shared) => routed + shared,
+            None => routed,
+        };
         (MoeOutput { output: output.reshape(shape), losses: self.losses(&routing), routing }, found)
     }
 

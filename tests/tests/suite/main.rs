@@ -10,6 +10,7 @@ mod linear;
 mod low_precision;
 mod model;
 mod reduce;
+mod shared_experts;
 
 #[cfg(feature = "flex")]
 mod kernels_panics;

@@ -75,12 +75,18 @@ pub struct LmMoeConfig {
     /// Default vectors, used where the router is [`RouterKind::Default`].
     #[config(default = "DefaultOptions::new()")]
     pub default: DefaultOptions,
-    /// Activation of the experts.
+    /// Activation of the experts, shared ones too.
     #[config(default = "Activation::SwiGlu")]
     pub activation: Activation,
-    /// Whether the experts' matrices have biases.
+    /// Whether the routed experts' matrices have biases.
     #[config(default = false)]
     pub bias: bool,
+    /// Width of the shared experts together, which every token passes through. 0: there are none.
+    #[config(default = 0)]
+    pub shared_d_hidden: usize,
+    /// Whether a token weighs its shared experts by a sigmoid of its own.
+    #[config(default = false)]
+    pub shared_gate: bool,
     /// Whether the `K` gates of a token are scaled to sum to 1.
     #[config(default = false)]
     pub normalize_gates: bool,
@@ -170,6 +176,8 @@ impl LmMoeConfig {
             .with_normalize_gates(self.normalize_gates)
             .with_activation(self.activation)
             .with_bias(self.bias)
+            .with_shared_d_hidden(self.shared_d_hidden)
+            .with_shared_gate(self.shared_gate)
             .with_balance(self.balance)
             .with_balance_coef(self.balance_coef)
             .with_z_coef(self.z_coef)

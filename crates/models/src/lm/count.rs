@@ -89,11 +89,17 @@ impl LmConfig {
 impl LmMoeConfig {
     fn layer_params(&self, d_model: usize, experts: usize) -> u64 {
         let expert = ffn_matrices(self.activation, d_model, self.d_hidden) + self.bias_params(d_model);
-        self.router_matrix(d_model) + experts as u64 * expert
+        self.router_matrix(d_model) + experts as u64 * expert + self.shared_matrices(d_model)
     }
 
     fn active_matrices(&self, d_model: usize) -> u64 {
-        self.router_matrix(d_model) + self.top_k as u64 * ffn_matrices(self.activation, d_model, self.d_hidden)
+        let expert = ffn_matrices(self.activation, d_model, self.d_hidden);
+        self.router_matrix(d_model) + self.top_k as u64 * expert + self.shared_matrices(d_model)
+    }
+
+    fn shared_matrices(&self, d_model: usize) -> u64 {
+        let gate = if self.shared_gate { d_model as u64 } else { 0 };
+        ffn_matrices(self.activation, d_model, self.shared_d_hidden) + gate
     }
 
     fn router_matrix(&self, d_model: usize) -> u64 {
@@ -164,6 +170,10 @@ mod tests {
         let moe = LmMoeConfig::new(3, 2, 5).with_activation(Activation::Relu);
         let config = config.with_moe_layers(MoeLayers::All).with_moe(moe);
         assert_eq!(config.train_flops_per_token(), 6 * (64 + 12 + 2 * 40 + 40) + 12 * 4 * 3);
+        // Shared experts of width 7 and their gate.
+        let mut shared = config;
+        (shared.moe.shared_d_hidden, shared.moe.shared_gate) = (7, true);
+        assert_eq!(shared.train_flops_per_token(), 6 * (64 + 12 + 2 * 40 + 56 + 4 + 40) + 12 * 4 * 3);
     }
 
     fn every_option() -> Vec<LmConfig> {
@@ -182,6 +192,8 @@ mod tests {
             moe(LmMoeConfig::new(3, 2, 5).with_bias(true)),
             moe(LmMoeConfig::new(3, 2, 5).with_bias(true).with_activation(Activation::Gelu)),
             moe(LmMoeConfig::new(3, 3, 5).with_activation(Activation::Relu)),
+            moe(LmMoeConfig::new(3, 2, 5).with_shared_d_hidden(7)),
+            moe(LmMoeConfig::new(3, 2, 5).with_shared_d_hidden(7).with_shared_gate(true).with_bias(true)),
         ];
         configs.extend(
             [MoeLayers::None, MoeLayers::All, MoeLayers::Every(2), MoeLayers::Every(3)]

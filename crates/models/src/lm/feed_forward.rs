@@ -75,8 +75,11 @@ impl<B: MoeBackend> FeedForward<B> {
 
 fn init_moe<B: MoeBackend>(config: &LmConfig, device: &B::Device) -> Moe<B> {
     let mut moe: Moe<B> = config.moe.layer(config.d_model, config.init_std).init(device);
-    let shape = [config.moe.num_experts, config.moe.d_hidden, config.d_model];
-    moe.experts.w_out = Initializer::Normal { mean: 0.0, std: config.residual_std() }.init(shape, device);
+    let residual = Initializer::Normal { mean: 0.0, std: config.residual_std() };
+    moe.experts.w_out = residual.init(moe.experts.w_out.dims(), device);
+    if let Some(shared) = &mut moe.shared {
+        shared.w_out = residual.init(shared.w_out.dims(), device);
+    }
     moe
 }
 

@@ -56,6 +56,12 @@ pub enum LmConfigError {
         /// Experts.
         num_experts: usize,
     },
+    /// A gate of nothing.
+    #[error(
+        "moe.shared_gate is true, but moe.shared_d_hidden = 0: there are no shared experts; set moe.shared_d_hidden to \
+         their width, or moe.shared_gate to false"
+    )]
+    SharedGateWithoutExperts,
     /// A placement of experts that selects nothing.
     #[error(
         "moe_layers = \"{moe_layers}\" selects none of num_layers = {num_layers} layers; write \"none\" for a dense \
@@ -73,7 +79,8 @@ impl LmConfig {
     /// # Errors
     ///
     /// Returns the first contradiction found: a size of 0, heads that do not divide, an odd head width, more experts
-    /// per token than experts, a placement of experts without a layer, a number out of its range. The `moe` table is
+    /// per token than experts, a gate of no shared experts, a placement of experts without a layer, a number out of its
+    /// range. The `moe` table is
     /// not looked at when `moe_layers` is `"none"`.
     pub fn validate(&self) -> Result<(), LmConfigError> {
         self.validate_sizes()?;
@@ -133,6 +140,9 @@ impl LmMoeConfig {
         in_range("moe.default.beta", beta, (0.0..1.0).contains(&beta), "0 or above, and below 1")?;
         if self.top_k > self.num_experts {
             return Err(LmConfigError::TopKTooLarge { top_k: self.top_k, num_experts: self.num_experts });
+        }
+        if self.shared_gate && self.shared_d_hidden == 0 {
+            return Err(LmConfigError::SharedGateWithoutExperts);
         }
         Ok(())
     }
@@ -201,6 +211,13 @@ mod tests {
         let expected = LmConfigError::TopKTooLarge { top_k: 9, num_experts: 8 };
         assert_eq!(error(|c| c.moe.top_k = 9), expected);
         assert!(expected.to_string().contains("top_k = 9"));
+    }
+
+    #[test]
+    fn a_gate_of_no_shared_experts_is_refused() {
+        let refused = error(|c| c.moe.shared_gate = true);
+        assert_eq!(refused, LmConfigError::SharedGateWithoutExperts);
+        assert!(refused.to_string().contains("moe.shared_d_hidden"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Expert feed-forward networks with stacked weights; they know nothing of routing.
 
+mod shared;
+
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::activation::relu;
@@ -7,6 +9,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 pub use moe_kernels::Activation;
 use moe_kernels::{ExpertPlan, FfnWeights, MoeBackend, gelu, grouped_matmul, swiglu};
+pub use shared::{SharedExperts, SharedExpertsConfig};
 
 /// Configuration to create [`Experts`] using the [init function](ExpertsConfig::init).
 #[derive(Config, Debug)]

@@ -209,9 +209,11 @@ mod tests {
     use burn::backend::{Autodiff, Flex};
     use burn::module::{Module, ModuleVisitor, Param};
     use default_moe::optimizer::HasDefaultVectors;
+    use excitation_optim::Variant;
+    use moe_layers::Experts;
 
     use super::*;
-    use crate::config::LoopConfig;
+    use crate::config::{LoopConfig, OptimConfig};
     use crate::data::train_batch;
     use crate::trainer::testing::{config, text};
 
@@ -342,6 +344,48 @@ mod tests {
         // From zero, a step goes a tenth of the way; every expert had a token.
         assert!((norm - 0.1 * target).abs() < 1e-5 * target && (stats.moved - norm).abs() < 1e-5 * norm);
         assert!(stats.share > 0.0 && stats.share < 1.0);
+    }
+
+    /// Excited, an expert's change is that of the plain step times `E n_e / sum n`, `n` being the tokens that chose it: default
+    /// vectors serve none. They, the router and the shared experts end where they do without.
+    #[test]
+    fn excitation_scales_the_routed_experts_beside_default_vectors_and_nothing_else() {
+        let mut config = with_default_vectors();
+        config.model.moe.shared_d_hidden = 8;
+        let (start, batch) = (trainee(&config).model, eight_sequences());
+        let step = |excitation| {
+            let optim = OptimConfig { excitation, ..config.optim.clone() };
+            let trainee = Trainee { model: start.clone(), optim: Optim::<AD>::adamw(&optim) };
+            let settings = StepSettings { lr: 1e-2, clip_norm: 1.0, with_stats: true };
+            trainee.step([batch.clone()].into_iter(), &settings, &Default::default()).expect("finite")
+        };
+        let ((plain, _), (excited, measured)) = (step(None), step(Some(Variant::ZeroSum)));
+
+        let stats = &measured.layers[0].stats;
+        assert_eq!(stats.expert_counts.iter().sum::<u64>(), 2 * batch.inputs.len() as u64);
+        let factors: Vec<f32> =
+            stats.expert_counts.iter().map(|&n| 4.0 * n as f32 / (2 * batch.inputs.len()) as f32).collect();
+        assert!(factors.iter().any(|factor| (factor - 1.0).abs() > 0.05), "a load that tells nothing: {factors:?}");
+
+        let of = |model: &Lm<AD>, matrix: fn(&Experts<AD>) -> Tensor<AD, 3>| {
+            let moe = model.blocks[1].feed_forward.moe.as_ref().expect("a layer with experts");
+            matrix(&moe.experts).into_data().to_vec::<f32>().expect("f32")
+        };
+        for matrix in [(|e| e.w_in.val()) as fn(&Experts<AD>) -> Tensor<AD, 3>, |e| e.w_out.val()] {
+            let [start, plain, excited] = [&start, &plain.model, &excited.model].map(|model| of(model, matrix));
+            let per_expert = start.len() / factors.len();
+            let changed = (0..start.len()).map(|i| start[i] + factors[i / per_expert] * (plain[i] - start[i]));
+            assert_close(&excited, &changed.collect::<Vec<_>>());
+        }
+
+        let mut others = excited.model;
+        for (block, plain) in others.blocks.iter_mut().zip(&plain.model.blocks) {
+            if let (Some(moe), Some(plain)) = (&mut block.feed_forward.moe, &plain.feed_forward.moe) {
+                moe.experts = plain.experts.clone();
+            }
+        }
+        assert!(vectors(&others).iter().any(|v| *v != 0.0));
+        assert_eq!(parameters(&others), parameters(&plain.model));
     }
 
     #[test]

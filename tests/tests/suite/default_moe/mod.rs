@@ -9,7 +9,7 @@ mod torch;
 use burn::module::Param;
 use burn::tensor::Tensor;
 use default_moe::{DefaultMoe, DefaultMoeConfig, DefaultOptions, DefaultUpdate, Evaluation, Form, UpdateRule};
-use moe_layers::{AutodiffMoeBackend, MoeConfig};
+use moe_layers::{AutodiffMoeBackend, MoeConfig, SharedExperts, SharedExpertsConfig};
 use moe_tests::{CASES, assert_close, cases, host, on_every_backend, random, tensor};
 
 use oracle::Layer;
@@ -23,6 +23,7 @@ on_every_backend!(
     relabelling_experts_relabels_the_vectors,
     no_tokens_are_an_empty_update,
     the_energy_is_that_of_the_two_parts,
+    shared_experts_are_added_and_change_nothing_else,
 );
 
 const RULES: [UpdateRule; 3] = [UpdateRule::Mean, UpdateRule::Weighted, UpdateRule::WeightedByCount];
@@ -170,4 +171,35 @@ fn the_energy_is_that_of_the_two_parts<B: AutodiffMoeBackend>(device: &B::Device
     let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
     let fill = squares(&mut expected.output.iter().zip(&expected.top_k).map(|(y, e)| y - e));
     assert_close("energy", &host(energy), &[fill, squares(&mut expected.top_k.iter().copied())]);
+}
+
+/// Nor do they count as an expert: they are no part of the vectors, of what moves them or of the router's gradient.
+fn shared_experts_are_added_and_change_nothing_else<B: AutodiffMoeBackend>(device: &B::Device) {
+    let numbers = Layer::random(&CASES[1], UpdateRule::Weighted);
+    let (t, d) = (numbers.case.tokens, numbers.case.d_model);
+    let input = tensor::<B, 2>(&numbers.tokens, [t, d], device);
+    let shared = SharedExpertsConfig::new(d, 6).with_gate(true).init::<B>(device);
+    for form in [Form::Full, Form::BackwardOnly] {
+        let pass = |shared: Option<&SharedExperts<B>>| {
+            let mut layer = layer::<B>(&numbers, form, device);
+            layer.moe.shared = shared.cloned();
+            let out = layer.forward(input.clone());
+            let grads = (out.output.clone() * tensor(&numbers.grad, [t, d], device)).sum().backward();
+            layer.absorb(&out.update.expect("a training pass"));
+            let router = host(layer.moe.router.weight.grad(&grads).expect("tracked"));
+            let w_in = host(layer.moe.experts.w_in.grad(&grads).expect("tracked"));
+            let frozen = layer.vectors.forward_evaluation(&layer.moe, input.clone()).output;
+            [host(out.output), host(frozen), host(layer.vectors.values.val()), router, w_in]
+        };
+        let added = host(shared.forward(input.clone()));
+        let [mut output, mut frozen, vectors, router, w_in] = pass(None);
+        for routed in [&mut output, &mut frozen] {
+            routed.iter_mut().zip(&added).for_each(|(routed, added)| *routed += added);
+        }
+        let expected = [output, frozen, vectors, router, w_in];
+        let names = ["output", "frozen output", "vectors", "router", "w_in"];
+        for ((found, expected), name) in pass(Some(&shared)).iter().zip(&expected).zip(names) {
+            assert_close(&format!("{form:?}, {name}"), found, expected);
+        }
+    }
 }

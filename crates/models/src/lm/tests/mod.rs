@@ -62,6 +62,7 @@ fn variants() -> Vec<LmConfig> {
         moe(LmMoeConfig::new(3, 3, 8).with_normalize_gates(true).with_z_coef(0.1)),
         moe(LmMoeConfig::new(4, 2, 8).with_activation(Activation::Relu).with_balance(BalanceConvention::HuggingFace)),
         moe(LmMoeConfig::new(4, 1, 12).with_router(RouterKind::Default)),
+        moe(LmMoeConfig::new(4, 2, 6).with_router(RouterKind::Default).with_shared_d_hidden(10).with_shared_gate(true)),
     ]
 }
 

@@ -44,7 +44,8 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Paths<'_> {
 
 #[test]
 fn parameters_have_the_documented_paths() {
-    let config = small().with_tie_embeddings(false).with_norm(NormKind::Layer).with_qk_norm(QkNorm::Full);
+    let mut config = small().with_tie_embeddings(false).with_norm(NormKind::Layer).with_qk_norm(QkNorm::Full);
+    (config.moe.shared_d_hidden, config.moe.shared_gate) = (6, true);
     let all = Paths::of(&model(&config), None).all;
     for path in [
         "embedding",
@@ -62,6 +63,9 @@ fn parameters_have_the_documented_paths() {
         "blocks.1.feed_forward.moe.router.weight",
         "blocks.1.feed_forward.moe.experts.w_in",
         "blocks.1.feed_forward.moe.experts.w_out",
+        "blocks.1.feed_forward.moe.shared.w_in",
+        "blocks.1.feed_forward.moe.shared.w_out",
+        "blocks.1.feed_forward.moe.shared.gate",
         "final_norm.gamma",
         "lm_head",
     ] {
@@ -121,7 +125,8 @@ fn init_draws_every_parameter_at_once() {
 fn matrices_start_with_the_stated_deviations() {
     /// Relative error of a standard deviation over 1024 draws: five times `1 / sqrt(2 * 1024)`.
     const DRAWN: f32 = 0.11;
-    let config = LmConfig::new(64, 32, 8, 2, 32, 8).with_moe_layers(MoeLayers::All);
+    let mut config = LmConfig::new(64, 32, 8, 2, 32, 8).with_moe_layers(MoeLayers::All);
+    config.moe.shared_d_hidden = 32;
     let model = model::<Flex>(&config);
     let check = |weight: Tensor<Flex, 1>, expected: f32| {
         let deviation = weight.var(0).sqrt().into_scalar();
@@ -134,6 +139,9 @@ fn matrices_start_with_the_stated_deviations() {
     check(block.attention.output.val().flatten(0, 1), residual);
     check(moe.experts.w_in.val().flatten(0, 2), 0.02);
     check(moe.experts.w_out.val().flatten(0, 2), residual);
+    let shared = moe.shared.as_ref().expect("it was configured");
+    check(shared.w_in.val().flatten(0, 1), 0.02);
+    check(shared.w_out.val().flatten(0, 1), residual);
 }
 
 #[test]

@@ -1,0 +1,114 @@
+//! Shared experts against loops in f64: one expert that every token chose, its gate a sigmoid.
+
+use burn::module::Param;
+use burn::tensor::Tensor;
+use moe_kernels::Activation;
+use moe_kernels::reference::{self, ExpertFfn};
+use moe_layers::{AutodiffMoeBackend, MoeConfig, SharedExperts, SharedExpertsConfig};
+use moe_tests::{assert_close, host, on_every_backend, random, tensor};
+
+on_every_backend!(
+    values_and_gradients_match_the_loops,
+    a_layer_adds_them_to_its_routed_experts,
+    no_tokens_are_no_output,
+);
+
+/// Tokens, width, and width of all shared experts together.
+const SIZES: [usize; 3] = [7, 5, 6];
+
+fn values_and_gradients_match_the_loops<B: AutodiffMoeBackend>(device: &B::Device) {
+    for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu] {
+        for gate in [false, true] {
+            let expected = by_loops(activation, gate);
+            for ((name, found), expected) in run::<B>(activation, gate, device).iter().zip(&expected) {
+                assert_close(&format!("{activation:?}, gate {gate}, {name}"), found, expected);
+            }
+        }
+    }
+}
+
+struct Numbers {
+    tokens: Vec<f64>,
+    w_in: Vec<f64>,
+    w_out: Vec<f64>,
+    gate: Vec<f64>,
+    grad: Vec<f64>,
+}
+
+fn numbers(activation: Activation) -> Numbers {
+    let [t, d, f] = SIZES;
+    Numbers {
+        tokens: random(t * d, 1),
+        w_in: random(d * activation.columns(f), 2),
+        w_out: random(f * d, 3),
+        gate: random(d, 4),
+        grad: random(t * d, 5),
+    }
+}
+
+fn shared<B: AutodiffMoeBackend>(activation: Activation, gate: bool, device: &B::Device) -> SharedExperts<B> {
+    let ([_, d, f], numbers) = (SIZES, numbers(activation));
+    let mut shared = SharedExpertsConfig::new(d, f).with_activation(activation).with_gate(gate).init::<B>(device);
+    let param = |values: &[f64], shape| Param::from_tensor(tensor(values, shape, device));
+    shared.w_in = param(&numbers.w_in, shared.w_in.dims());
+    shared.w_out = param(&numbers.w_out, shared.w_out.dims());
+    shared.gate = gate.then(|| param(&numbers.gate, [d, 1]));
+    shared
+}
+
+/// Output, and the gradients of `sum(output * grad)`.
+fn run<B: AutodiffMoeBackend>(activation: Activation, gate: bool, device: &B::Device) -> Vec<(&'static str, Vec<f64>)> {
+    let ([t, d, _], numbers) = (SIZES, numbers(activation));
+    let shared = shared::<B>(activation, gate, device);
+    let tokens = tensor::<B, 2>(&numbers.tokens, [t, d], device).require_grad();
+    let output = shared.forward(tokens.clone());
+    let grads = (output.clone() * tensor(&numbers.grad, [t, d], device)).sum().backward();
+    let mut all = vec![
+        ("output", host(output)),
+        ("tokens", host(tokens.grad(&grads).expect("tracked"))),
+        ("w_in", host(shared.w_in.grad(&grads).expect("tracked"))),
+        ("w_out", host(shared.w_out.grad(&grads).expect("tracked"))),
+    ];
+    all.extend(shared.gate.map(|gate| ("gate", host(gate.grad(&grads).expect("tracked")))));
+    all
+}
+
+/// The same, in the same order.
+fn by_loops(activation: Activation, gate: bool) -> Vec<Vec<f64>> {
+    let ([t, d, f], numbers) = (SIZES, numbers(activation));
+    let logit = |token: &[f64]| token.iter().zip(&numbers.gate).map(|(x, g)| x * g).sum::<f64>();
+    let sigmoid = |token: &[f64]| 1.0 / (1.0 + (-logit(token)).exp());
+    let gates: Vec<f64> = numbers.tokens.chunks(d).map(|token| if gate { sigmoid(token) } else { 1.0 }).collect();
+    let [b_in, b_out] = [activation.columns(f), d].map(|width| vec![0.0; width]);
+    let inputs = [numbers.tokens.clone(), gates.clone(), numbers.w_in, numbers.w_out, b_in, b_out];
+    let network = ExpertFfn { d_model: d, d_hidden: f, activation, experts: vec![0; t], top_k: 1, inputs };
+    let (output, [mut tokens, of_gates, w_in, w_out, ..]) = reference::expert_ffn(&network, &numbers.grad);
+    if !gate {
+        return vec![output, tokens, w_in, w_out];
+    }
+    let mut of_gate_matrix = vec![0.0; d];
+    for (token, (g, s)) in of_gates.iter().zip(&gates).enumerate() {
+        let of_logit = g * s * (1.0 - s);
+        for j in 0..d {
+            of_gate_matrix[j] += of_logit * numbers.tokens[token * d + j];
+            tokens[token * d + j] += of_logit * numbers.gate[j];
+        }
+    }
+    vec![output, tokens, w_in, w_out, of_gate_matrix]
+}
+
+fn a_layer_adds_them_to_its_routed_experts<B: AutodiffMoeBackend>(device: &B::Device) {
+    let [t, d, f] = SIZES;
+    let moe = MoeConfig::new(d, 4, 3, 2).with_shared_d_hidden(f).with_shared_gate(true).init::<B>(device);
+    let tokens = tensor::<B, 2>(&random(t * d, 6), [t, d], device);
+    let with = moe.forward(tokens.clone()).output;
+    let shared = moe.shared.clone().expect("it was configured").forward(tokens.clone());
+    let mut routed = moe;
+    routed.shared = None;
+    assert_close("output", &host(with), &host(routed.forward(tokens).output + shared));
+}
+
+fn no_tokens_are_no_output<B: AutodiffMoeBackend>(device: &B::Device) {
+    let shared = shared::<B>(Activation::SwiGlu, true, device);
+    assert_eq!(shared.forward(Tensor::zeros([0, SIZES[1]], device)).dims(), [0, SIZES[1]]);
+}
