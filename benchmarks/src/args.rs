@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Step(StepArgs),
     /// What default vectors cost beside plain top-K: layers, and training steps of a preset of moe-train
     DefaultMoe(DefaultMoeArgs),
+    /// What Excitation adds to an optimizer's step: a top-K network and language models
+    Excitation(CommonArgs),
 }
 
 /// Options of `moe-bench layer`.

@@ -88,6 +88,17 @@ impl Spread {
     }
 }
 
+/// Where the true median of what these numbers are drawn from lies, in 95 of 100 studies: by their ranks alone, whatever their
+/// distribution. All of them for fewer than six.
+pub(crate) fn median_interval(numbers: impl IntoIterator<Item = f64>) -> [f64; 2] {
+    let mut sorted: Vec<f64> = numbers.into_iter().collect();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len() as f64;
+    // How many of them are below the median is binomial, with mean n / 2 and deviation sqrt(n) / 2; 1 corrects for continuity.
+    let below = ((n - 1.0 - 1.96 * n.sqrt()) / 2.0).floor().max(0.0) as usize;
+    [sorted[below], sorted[sorted.len() - 1 - below]]
+}
+
 /// The number that `part` of the sorted numbers lie below, between two of them where need be.
 fn quantile(sorted: &[f64], part: f64) -> f64 {
     let place = part * (sorted.len() - 1) as f64;
@@ -104,6 +115,15 @@ mod tests {
         let spread = Spread::of([4.0, 1.0, 5.0, 2.0, 3.0]);
         assert_eq!(spread, Spread { median: 3.0, lower_quartile: 2.0, upper_quartile: 4.0, min: 1.0 });
         assert_eq!(spread.relative(), 1.0 / 3.0);
+    }
+
+    #[test]
+    fn an_interval_of_the_median_is_between_two_of_the_numbers() {
+        let to = |n: u32| (1..=n).rev().map(f64::from);
+        assert_eq!(median_interval(to(1)), [1.0, 1.0]);
+        assert_eq!(median_interval(to(4)), [1.0, 4.0]);
+        // Of 100 coins, 40 to 60 show heads with probability 0.965, 41 to 59 with 0.943.
+        assert_eq!(median_interval(to(100)), [40.0, 61.0]);
     }
 
     #[test]

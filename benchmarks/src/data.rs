@@ -3,6 +3,8 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
+use moe_train::config::TrainConfig;
+use moe_train::data::Batch;
 
 /// Number `index` of the sequence `seed`, below 2^32 and well mixed: multiplications and shifts as in `mixed` of
 /// `torch/common.py`.
@@ -29,6 +31,22 @@ pub(crate) fn tensor<B: Backend, const D: usize>(
     device: &B::Device,
 ) -> Tensor<B, D> {
     Tensor::from_data(TensorData::new(hashed(shape.iter().product(), seed, scale), shape), device)
+}
+
+/// Seed of the bytes.
+const BYTES: u64 = 1;
+
+/// Sequences of random bytes, and the same moved on by one.
+pub(crate) fn bytes(config: &TrainConfig) -> Batch {
+    let (batch_size, seq_len) = (config.train.batch_size, config.train.seq_len);
+    let bytes: Vec<u32> = (0..batch_size * (seq_len + 1)).map(|i| mixed(i, BYTES) % 256).collect();
+    let sequences = || bytes.chunks(seq_len + 1);
+    Batch {
+        inputs: sequences().flat_map(|sequence| &sequence[..seq_len]).copied().collect(),
+        targets: sequences().flat_map(|sequence| &sequence[1..]).copied().collect(),
+        batch_size,
+        seq_len,
+    }
 }
 
 #[cfg(test)]

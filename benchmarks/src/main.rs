@@ -9,6 +9,7 @@ mod clock;
 mod data;
 mod default_moe;
 mod error;
+mod excitation;
 mod layer;
 mod machine;
 mod record;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Layer(args) => layer::run(&args),
         Command::Step(args) => step::run(&args),
         Command::DefaultMoe(args) => default_moe::run(&args),
+        Command::Excitation(args) => excitation::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -55,6 +55,9 @@ pub(crate) struct Outcome {
     /// Of the test set, in percent.
     #[serde(deserialize_with = "null_as_nan")]
     pub(crate) accuracy: f64,
+    /// The same after each epoch.
+    #[serde(deserialize_with = "nulls_as_nan")]
+    pub(crate) accuracy_by_epoch: Vec<f64>,
     /// Mean cross-entropy of the last epoch, nats.
     #[serde(deserialize_with = "null_as_nan")]
     pub(crate) train_loss: f64,
@@ -125,7 +128,7 @@ mod tests {
 
     #[test]
     fn a_run_that_diverged_can_be_written_and_read() {
-        let mut run = grid::tests::finished(grid::headline(&grid::Scale::Cpu.settings()), 10.0, f64::NAN);
+        let mut run = grid::tests::finished(grid::headline(grid::tests::SETTING), 10.0, f64::NAN);
         run.outcome.gini_simpson = vec![0.5, f64::NAN];
         let back: Finished = serde_json::from_str(&serde_json::to_string(&run).expect("plain data")).expect("its own");
         assert!(back.outcome.step_ratio.is_nan() && back.outcome.gini_simpson[1].is_nan());
@@ -134,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_cell_survives_json_and_plain_means_gamma_zero() {
-        for cell in grid::study(&grid::Scale::Cpu.settings(), 0.1) {
+        for cell in grid::study(&grid::Scale::Cpu.settings(), grid::tests::SETTING) {
             let back: Cell = serde_json::from_str(&serde_json::to_string(&cell).expect("plain data")).expect("its own");
             assert_eq!(back, cell);
             assert_eq!(cell.method == Method::Plain, cell.excitation().gamma == 0.0);

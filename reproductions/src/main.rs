@@ -6,8 +6,11 @@ mod grid;
 mod order;
 mod report;
 mod schedule;
+mod settle;
+mod statistics;
 mod train;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -17,6 +20,7 @@ use crate::cell::{Cell, Finished};
 use crate::cifar::Cifar;
 use crate::grid::Scale;
 use crate::schedule::Schedule;
+use crate::settle::{Setting, settle};
 
 #[cfg(feature = "cuda")]
 pub(crate) type Chosen = burn::backend::Cuda;
@@ -50,26 +54,29 @@ enum Study {
 #[derive(Args)]
 struct ExcitationArgs {
     /// CIFAR-10 in its official binary layout: data_batch_1.bin to 5 and test_batch.bin
-    #[arg(long)]
-    data: PathBuf,
+    #[arg(long, required_unless_present = "report")]
+    data: Option<PathBuf>,
     /// How much of it
     #[arg(long, value_enum, default_value_t = Scale::Cpu)]
     scale: Scale,
-    /// Where results and report go; runs that are finished there are not made again
-    #[arg(long, default_value = "runs/reproduce-excitation")]
-    out: PathBuf,
+    /// Where results and report go; runs that are finished there are not made again [default: benchmarks/excitation/SCALE]
+    #[arg(long)]
+    out: Option<PathBuf>,
     /// Runs side by side, one thread each
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// Only these tables: search, headline, batch, sparsity, optimizer, confusion. Default: all
-    #[arg(long, value_delimiter = ',')]
+    /// Only these tables. Default: all
+    #[arg(long, value_delimiter = ',', value_parser = ["headline", "rates", "batch", "sparsity", "optimizer", "confusion"])]
     tables: Vec<String>,
     /// Learning rate of SGD, instead of the one that a search settles
-    #[arg(long)]
+    #[arg(long, requires = "epochs")]
     lr: Option<f64>,
-    /// Passes over the training set, instead of the scale's
-    #[arg(long)]
+    /// Passes over the training set, instead of those that a search settles
+    #[arg(long, requires = "lr")]
     epochs: Option<usize>,
+    /// Only write the report anew, from the results that are there
+    #[arg(long)]
+    report: bool,
 }
 
 fn main() -> ExitCode {
@@ -90,34 +97,44 @@ fn excitation(args: &ExcitationArgs) -> Result<(), String> {
     if args.jobs == 0 {
         return Err("--jobs must be at least 1".into());
     }
-    Cifar::load(&args.data)?;
-    std::fs::create_dir_all(&args.out).map_err(|error| format!("cannot make {}: {error}", args.out.display()))?;
-    let schedule = Schedule { results: args.out.join("results.jsonl"), data: &args.data, jobs: args.jobs };
-    let mut settings = args.scale.settings();
-    settings.epochs = args.epochs.unwrap_or(settings.epochs);
+    let out = args.out.clone().unwrap_or_else(|| Path::new("benchmarks/excitation").join(args.scale.name()));
+    fs::create_dir_all(&out).map_err(|error| format!("cannot make {}: {error}", out.display()))?;
+    let results = out.join("results.jsonl");
+    if let (Some(data), false) = (&args.data, args.report) {
+        Cifar::load(data)?;
+        run_stages(args, &Schedule { results: &results, data, jobs: args.jobs })?;
+    }
+    write_report(&out, &schedule::finished(&results)?, args.lr.is_none())
+}
 
+fn run_stages(args: &ExcitationArgs, schedule: &Schedule<'_>) -> Result<(), String> {
+    let settings = args.scale.settings();
     let stage = |cells: Vec<Cell>| {
         let wanted = |cell: &Cell| args.tables.is_empty() || args.tables.contains(&cell.table);
         schedule.run(&cells.into_iter().filter(wanted).collect::<Vec<_>>())
     };
-    let lr = match args.lr {
-        Some(lr) => lr,
-        None => {
+    let setting = match (args.lr, args.epochs) {
+        (Some(lr), Some(epochs)) => Setting { lr, epochs },
+        _ => {
             schedule.run(&grid::search(&settings))?;
-            grid::settled_rate(&schedule.finished()?).ok_or("the search has no run")?
+            settle(&schedule.finished()?).ok_or("the search has no run")?.setting
         }
     };
-    println!("learning rate {lr}");
-    stage(grid::study(&settings, lr))?;
-    stage(grid::matched(&settings, lr, &schedule.finished()?))?;
-    write_report(&args.out, &schedule.finished()?)
+    println!("learning rate {}, {} epochs", setting.lr, setting.epochs);
+    stage(grid::study(&settings, setting))?;
+    stage(grid::matched(&settings, setting, &schedule.finished()?))?;
+    stage(grid::confusion(&settings, setting))?;
+    stage(grid::matched_confusion(&settings, setting, &schedule.finished()?))
 }
 
-fn write_report(out: &Path, finished: &[Finished]) -> Result<(), String> {
-    let path = out.join("report.md");
-    std::fs::write(&path, report::render(finished))
-        .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-    println!("report: {}", path.display());
+fn write_report(out: &Path, finished: &[Finished], searched: bool) -> Result<(), String> {
+    let settled = searched.then(|| settle(finished)).flatten();
+    let report = ("report.md", report::render(finished, settled));
+    for (name, text) in [report].into_iter().chain(report::plots(finished)) {
+        let path = out.join(name);
+        fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    println!("report: {}", out.join("report.md").display());
     Ok(())
 }
 

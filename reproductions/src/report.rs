@@ -1,8 +1,15 @@
-//! Tables of finished runs, beside the paper's numbers.
+//! The report: a function of the finished runs and the scale.
+
+mod comparisons;
+mod plots;
 
 use std::fmt::Write;
 
+pub(crate) use plots::plots;
+
 use crate::cell::{Finished, Outcome};
+use crate::settle::{PAPER_LARGE, PAPER_SMALL, Settled};
+use crate::statistics::{interval, is_confused, mean};
 
 /// What the paper shows, at its own unknown settings.
 const PAPER: &str = "\
@@ -12,39 +19,81 @@ const PAPER: &str = "\
 | the same at batch 16 | 53.73 % | about 53.2 % |
 ";
 
-/// Accuracy at most this close to chance, 10 %, is confusion \[D\]; in points.
-const CONFUSED: f64 = 2.0;
+/// Tables in their order, with what is said of each.
+const TABLES: [(&str, &str); 7] = [
+    ("search", "One seed each: accuracy after the last epoch. The setting is chosen from all epochs."),
+    ("headline", "SGD, batch 512, 90 % sparsity, 4 hidden layers; controls, and plain runs at matched rates."),
+    ("rates", "Every arm at the same rates."),
+    ("batch", "Other batch sizes, at the rate of the headline and at the two below it of those searched."),
+    ("sparsity", "Other shares of units that do not survive."),
+    ("optimizer", "Other optimizers at batch 512, each at its usual rate, and at the rate matched on the step norm."),
+    ("confusion", "Deep networks. Where plain runs were confused, the matched rate as well."),
+];
 
-/// The report as Markdown: a function of the runs alone.
-pub(crate) fn render(finished: &[Finished]) -> String {
-    let mut text =
-        format!("# Excitation on CIFAR-10\n\n{PAPER}\nIntervals are 95 % of the mean over seeds (Student's t).\n");
-    for table in unique(finished.iter().map(|run| run.cell.table.as_str())) {
-        let runs: Vec<&Finished> = finished.iter().filter(|run| run.cell.table == table).collect();
-        let _ = write!(text, "\n## {table}\n\n{HEAD}");
-        for row in unique(runs.iter().map(|run| run.cell.row.as_str())) {
-            let runs: Vec<&Finished> = runs.iter().copied().filter(|run| run.cell.row == row).collect();
-            let _ = writeln!(text, "{}", line(row, &runs));
+/// The report as Markdown.
+pub(crate) fn render(finished: &[Finished], settled: Option<Settled>) -> String {
+    let mut text = format!("# Excitation on CIFAR-10\n\n{PAPER}\n{}\n{READING}", setting(settled));
+    text += &comparisons::section(finished);
+    for (name, about) in TABLES {
+        let runs: Vec<&Finished> = finished.iter().filter(|run| run.cell.table == name).collect();
+        if !runs.is_empty() {
+            let _ = write!(text, "\n## {name}\n\n{about}\n\n{}{HEAD}", picture(name));
+            for row in unique(runs.iter().map(|run| run.cell.row.as_str())) {
+                let _ = writeln!(text, "{}", line(row, &runs));
+            }
         }
     }
     text
 }
 
-const HEAD: &str = "\
-| run | rate | seeds | accuracy % | confused | train loss | mean factor | u-weighted | step norm | Gini-Simpson | dead units | load ratio | s |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|
+const READING: &str = "
+Intervals are 95 % of the mean over seeds (Student's t). `against plain` is the mean difference from the plain runs of the same
+setting and seeds, in points. `confused` counts runs within 2 points of chance. `mean factor`, `u-weighted` and `step norm` are what
+the excitation multiplied, averaged over 20 steps of each run: the factors' mean, their mean weighted by utilization, and the length
+of the whole step over that of the bare optimizer from the same place. Gini-Simpson, dead units (of all layers together) and load
+ratio (busiest unit over the mean) are those of the test set.
 ";
 
-fn line(row: &str, runs: &[&Finished]) -> String {
+fn setting(settled: Option<Settled>) -> String {
+    let Some(settled) = settled else {
+        return "The rate and the epochs were given, not searched.\n".into();
+    };
+    let Settled { setting, large, small } = settled;
+    let both = match settled.does_both() {
+        true => "One setting does both.",
+        false => "No setting of the search does both.",
+    };
+    format!(
+        "The paper's rate and epochs are not known. Of those searched, rate {} after {} epochs is settled on: plain SGD reaches \
+         {large:.2} % at batch 512 (paper: {PAPER_LARGE}) and {small:.2} % at batch 16 (paper: {PAPER_SMALL}). {both}\n",
+        setting.lr, setting.epochs
+    )
+}
+
+fn picture(table: &str) -> String {
+    match ["headline", "rates", "confusion"].contains(&table) {
+        true => format!("![{table}]({table}.svg)\n\n"),
+        false => String::new(),
+    }
+}
+
+const HEAD: &str = "\
+| run | rate | seeds | accuracy % | against plain | confused | train loss | mean factor | u-weighted | step norm | Gini-Simpson | dead units | load ratio | s |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+";
+
+fn line(row: &str, table: &[&Finished]) -> String {
+    let runs: Vec<&Finished> = table.iter().copied().filter(|run| run.cell.row == row).collect();
     let column = |value: fn(&Outcome) -> f64| runs.iter().map(|run| value(&run.outcome)).collect::<Vec<f64>>();
     let accuracy = column(|outcome| outcome.accuracy);
-    let confused = accuracy.iter().filter(|accuracy| (*accuracy - 10.0).abs() <= CONFUSED).count();
+    let confused = accuracy.iter().filter(|accuracy| is_confused(**accuracy)).count();
     let of = |value| mean(&column(value));
     format!(
-        "| {row} | {:.4} | {} | {} | {confused} | {:.3} | {:.3} | {:.3} | {:.3} | {:.3} | {:.1} | {:.2} | {:.0} |",
+        "| {row} | {:.4} | {} | {} | {} | {confused} | {:.3} | {:.3} | {:.3} | {:.3} | {:.3} | {:.1} | {:.2} | {:.0} |",
         runs[0].cell.lr,
         runs.len(),
         interval(&accuracy),
+        against_plain(&runs, table),
         of(|outcome| outcome.train_loss),
         of(|outcome| outcome.mean_factor),
         of(|outcome| outcome.weighted_factor),
@@ -54,6 +103,27 @@ fn line(row: &str, runs: &[&Finished]) -> String {
         of(|outcome| mean(&outcome.load_ratio)),
         of(|outcome| outcome.seconds),
     )
+}
+
+fn against_plain(runs: &[&Finished], table: &[&Finished]) -> String {
+    let plain = plain_of(&runs[0].cell.row);
+    let differences = differences(runs, &table.iter().copied().filter(|run| run.cell.row == plain).collect::<Vec<_>>());
+    if plain == runs[0].cell.row || differences.is_empty() { "-".into() } else { interval(&differences) }
+}
+
+/// Accuracy of the runs less that of the others, seed by seed.
+fn differences(runs: &[&Finished], others: &[&Finished]) -> Vec<f64> {
+    let same_seed = |run: &Finished| others.iter().find(|other| other.cell.seed == run.cell.seed);
+    runs.iter().filter_map(|run| Some(run.outcome.accuracy - same_seed(run)?.outcome.accuracy)).collect()
+}
+
+/// The row of the plain runs of the same setting.
+fn plain_of(row: &str) -> String {
+    let setting = match row.find("plain, rate x") {
+        Some(start) => &row[..start],
+        None => &row[..row.rfind(", ").map_or(0, |comma| comma + 2)],
+    };
+    format!("{setting}plain")
 }
 
 /// In the order in which they appear.
@@ -67,47 +137,50 @@ fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     seen
 }
 
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// `mean +- half width`; the mean alone for one value.
-fn interval(values: &[f64]) -> String {
-    match half_width(values) {
-        Some(half) => format!("{:.2} ± {half:.2}", mean(values)),
-        None => format!("{:.2}", mean(values)),
-    }
-}
-
-/// Two-sided 95 % quantiles of Student's t for 1 to 9 degrees of freedom.
-const T_95: [f64; 9] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262];
-
-fn half_width(values: &[f64]) -> Option<f64> {
-    let t = T_95.get(values.len().checked_sub(2)?)?;
-    let (mean, n) = (mean(values), values.len() as f64);
-    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    Some(t * (variance / n).sqrt())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cell::Cell;
-    use crate::grid::{Scale, headline, tests::finished};
+    use crate::grid::{headline, tests::SETTING, tests::finished};
+
+    fn run(row: &str, seed: u64, accuracy: f64) -> Finished {
+        finished(Cell { row: row.into(), seed, ..headline(SETTING) }, accuracy, 1.0)
+    }
 
     #[test]
-    fn a_row_is_the_mean_over_its_seeds_with_an_interval() {
-        let cell = |seed| Cell { seed, ..headline(&Scale::Cpu.settings()) };
-        let runs: Vec<_> = [40.0, 42.0].iter().enumerate().map(|(i, &a)| finished(cell(i as u64), a, 1.0)).collect();
-        let text = render(&runs);
-        // Standard deviation sqrt(2), over sqrt(2), times 12.706.
-        assert!(text.contains("| plain | 0.0030 | 2 | 41.00 ± 12.71 | 0 |"), "{text}");
-        assert!(text.contains("46.58 %") && text.contains("## headline"));
+    fn a_row_is_the_mean_over_its_seeds_beside_the_plain_runs_of_the_same_seeds() {
+        let runs = [run("plain", 0, 40.0), run("plain", 1, 42.0), run("ZeroSum", 1, 45.0), run("ZeroSum", 0, 43.0)];
+        let text = render(&runs, None);
+        assert!(text.contains("| plain | 0.1000 | 2 | 41.00 ± 12.71 | - | 0 |"), "{text}");
+        assert!(text.contains("| ZeroSum | 0.1000 | 2 | 44.00 ± 12.71 | 3.00 ± 0.00 | 0 |"), "{text}");
+        assert!(text.contains("46.58 %") && text.contains("## headline") && text.contains("not searched"));
     }
 
     #[test]
     fn runs_within_two_points_of_chance_are_confused() {
-        let runs = [finished(headline(&Scale::Cpu.settings()), 11.9, 1.0)];
-        assert!(render(&runs).contains("| 1 | 11.90 | 1 |"), "{}", render(&runs));
+        let text = render(&[run("plain", 0, 11.9)], None);
+        assert!(text.contains("| 1 | 11.90 | - | 1 |"), "{text}");
+    }
+
+    #[test]
+    fn every_row_has_its_plain_one() {
+        for (row, plain) in [
+            ("ZeroSum", "plain"),
+            ("plain, rate x step norm of ZeroSum", "plain"),
+            ("batch 16, ZeroSum", "batch 16, plain"),
+            ("depth 8, SGD, skips, He, PositiveSum", "depth 8, SGD, skips, He, plain"),
+            ("depth 8, SGD, skips, He, plain, rate x step norm of ZeroSum", "depth 8, SGD, skips, He, plain"),
+        ] {
+            assert_eq!(plain_of(row), plain);
+        }
+    }
+
+    #[test]
+    fn what_was_settled_is_said() {
+        let text = render(&[], Some(Settled { setting: SETTING, large: 41.5, small: 50.0 }));
+        assert!(
+            text.contains("rate 0.1 after 10 epochs") && text.contains("No setting of the search does both"),
+            "{text}"
+        );
     }
 }

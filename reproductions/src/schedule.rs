@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 
@@ -11,32 +11,41 @@ use crate::cell::{Cell, Finished};
 /// Where finished runs are kept, and how the others are made.
 pub(crate) struct Schedule<'a> {
     /// One [`Finished`] a line.
-    pub(crate) results: PathBuf,
+    pub(crate) results: &'a Path,
     /// The data set, handed to the processes.
     pub(crate) data: &'a Path,
     /// Processes at once.
     pub(crate) jobs: usize,
 }
 
+/// All runs that are finished in the file `results`; a last line that was cut short is none.
+///
+/// # Errors
+///
+/// A file that cannot be read, or a line in the middle that is no run.
+pub(crate) fn finished(results: &Path) -> Result<Vec<Finished>, String> {
+    let shown = results.display();
+    let text = match fs::read_to_string(results) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result.map_err(|error| format!("cannot read {shown}: {error}"))?,
+    };
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    let lines = text[..whole].lines().enumerate();
+    lines
+        .map(|(index, line)| {
+            serde_json::from_str(line).map_err(|error| format!("line {} of {shown}: {error}", index + 1))
+        })
+        .collect()
+}
+
 impl Schedule<'_> {
-    /// All runs finished so far; a last line that was cut short is none.
+    /// All runs finished so far.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read, or a line in the middle that is no run.
+    /// As [`finished`].
     pub(crate) fn finished(&self) -> Result<Vec<Finished>, String> {
-        let shown = self.results.display();
-        let text = match fs::read_to_string(&self.results) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            result => result.map_err(|error| format!("cannot read {shown}: {error}"))?,
-        };
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        let lines = text[..whole].lines().enumerate();
-        lines
-            .map(|(index, line)| {
-                serde_json::from_str(line).map_err(|error| format!("line {} of {shown}: {error}", index + 1))
-            })
-            .collect()
+        finished(self.results)
     }
 
     /// Makes those of `cells` that are not finished.
@@ -92,16 +101,16 @@ impl Schedule<'_> {
     }
 
     fn append(&self, line: &str) -> Result<(), String> {
-        let open = OpenOptions::new().create(true).append(true).open(&self.results);
+        let open = OpenOptions::new().create(true).append(true).open(self.results);
         open.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()))
             .map_err(|error| format!("cannot write {}: {error}", self.results.display()))
     }
 
     /// Removes what a kill left of a line.
     fn cut_torn_line(&self) -> Result<(), String> {
-        let Ok(text) = fs::read(&self.results) else { return Ok(()) };
+        let Ok(text) = fs::read(self.results) else { return Ok(()) };
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let file = OpenOptions::new().write(true).open(&self.results);
+        let file = OpenOptions::new().write(true).open(self.results);
         file.and_then(|file| file.set_len(whole as u64))
             .map_err(|error| format!("cannot repair {}: {error}", self.results.display()))
     }
@@ -110,28 +119,30 @@ impl Schedule<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grid::{self, Scale};
+    use crate::grid::{self, tests::SETTING};
 
     #[test]
     fn finished_runs_are_kept_and_a_torn_line_is_none() {
         let dir = tempfile::tempdir().expect("a directory");
-        let schedule = Schedule { results: dir.path().join("results.jsonl"), data: dir.path(), jobs: 1 };
+        let results = dir.path().join("results.jsonl");
+        let schedule = Schedule { results: &results, data: dir.path(), jobs: 1 };
         assert_eq!(schedule.finished(), Ok(Vec::new()));
-        let run = grid::tests::finished(grid::headline(&Scale::Cpu.settings()), 40.0, 1.0);
+        let run = grid::tests::finished(grid::headline(SETTING), 40.0, 1.0);
         let line = serde_json::to_string(&run).expect("plain data");
         schedule.append(&line).expect("writable");
-        fs::write(&schedule.results, format!("{line}\n{}", &line[..line.len() / 2])).expect("writable");
+        fs::write(&results, format!("{line}\n{}", &line[..line.len() / 2])).expect("writable");
         assert_eq!(schedule.finished(), Ok(vec![run.clone()]));
         // Nothing is left to do, so no process is started.
         schedule.run(std::slice::from_ref(&run.cell)).expect("it is finished");
-        assert_eq!(fs::read_to_string(&schedule.results).expect("readable"), format!("{line}\n"));
+        assert_eq!(fs::read_to_string(&results).expect("readable"), format!("{line}\n"));
     }
 
     #[test]
     fn a_broken_line_in_the_middle_is_an_error_that_names_it() {
         let dir = tempfile::tempdir().expect("a directory");
-        let schedule = Schedule { results: dir.path().join("results.jsonl"), data: dir.path(), jobs: 1 };
-        fs::write(&schedule.results, "{}\n").expect("writable");
+        let results = dir.path().join("results.jsonl");
+        let schedule = Schedule { results: &results, data: dir.path(), jobs: 1 };
+        fs::write(&results, "{}\n").expect("writable");
         assert!(schedule.finished().unwrap_err().contains("line 1 of "));
     }
 }

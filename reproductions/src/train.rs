@@ -74,7 +74,7 @@ impl<'a> Run<'a> {
         let mut exciter = Exciter::new(self.cell.excitation(), units.clone());
         let steps = self.cifar.train.len() / self.cell.batch;
         let every = (steps * self.cell.epochs).div_ceil(PROBES).max(1);
-        let mut train_loss = f64::NAN;
+        let (mut train_loss, mut by_epoch, mut untimed) = (f64::NAN, Vec::new(), 0.0);
         for epoch in 0..self.cell.epochs {
             let order = shuffled(self.cifar.train.len(), self.cell.seed, epoch as u64);
             let mut sum = 0.0;
@@ -92,8 +92,11 @@ impl<'a> Run<'a> {
                 }
             }
             train_loss = sum / steps as f64;
+            let trained = Instant::now();
+            by_epoch.push(test(&network.valid(), &self.cifar.test, self.cifar, &self.device));
+            untimed += trained.elapsed().as_secs_f64();
         }
-        self.outcome(&network, train_loss, started.elapsed().as_secs_f64())
+        self.outcome(&by_epoch, train_loss, started.elapsed().as_secs_f64() - untimed)
     }
 
     /// Loss and gradients of a batch, the counts registered, and the counts of each layer on the host.
@@ -115,11 +118,12 @@ impl<'a> Run<'a> {
         (value, grads, counts)
     }
 
-    fn outcome(&self, network: &TopKMlp<Training>, train_loss: f64, seconds: f64) -> Outcome {
-        let tested = test(&network.valid(), &self.cifar.test, self.cifar, &self.device);
+    fn outcome(&self, by_epoch: &[Tested], train_loss: f64, seconds: f64) -> Outcome {
+        let tested = by_epoch.last().expect("a run has at least one epoch");
         let mean = |value: fn(&Probe) -> f64| self.probes.iter().map(value).sum::<f64>() / self.probes.len() as f64;
         Outcome {
             accuracy: tested.accuracy,
+            accuracy_by_epoch: by_epoch.iter().map(|tested| tested.accuracy).collect(),
             train_loss,
             mean_factor: mean(|probe| probe.mean_factor),
             weighted_factor: mean(|probe| probe.weighted_factor),
@@ -235,7 +239,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         cifar::tests::write(dir.path(), 40);
         let data = Cifar::load(dir.path()).expect("it is whole");
-        let cell = Cell { method, epochs: 12, batch: 20, lr, ..grid::headline(&grid::Scale::Cpu.settings()) };
+        let cell = Cell { method, epochs: 12, batch: 20, lr, ..grid::headline(grid::tests::SETTING) };
         run(&cell, &data)
     }
 
@@ -245,6 +249,8 @@ mod tests {
         assert!(outcome.accuracy > 60.0, "{outcome:?}");
         assert_eq!((outcome.mean_factor, outcome.weighted_factor, outcome.step_ratio), (1.0, 1.0, 1.0));
         assert_eq!(outcome.dead_units.len(), 4);
+        assert_eq!((outcome.accuracy_by_epoch.len(), outcome.accuracy_by_epoch[11]), (12, outcome.accuracy));
+        assert!(outcome.accuracy_by_epoch[0] < outcome.accuracy);
     }
 
     #[test]

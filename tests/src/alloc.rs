@@ -1,10 +1,11 @@
-//! The system's allocator with a counter: how many bytes are alive now, and the largest piece. A program that counts makes it its own:
+//! The system's allocator with a counter: how many bytes are alive now, how many were at most, and the largest piece. A program that counts makes it its own:
 //! `#[global_allocator] static ALLOCATOR: CountingAllocator = CountingAllocator;`
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering::Relaxed};
 
 static LIVE: AtomicIsize = AtomicIsize::new(0);
+static PEAK: AtomicIsize = AtomicIsize::new(0);
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
 /// [`System`], counting.
@@ -16,6 +17,11 @@ pub fn live_bytes() -> isize {
     LIVE.load(Relaxed)
 }
 
+/// The most bytes that were alive at once since the last call.
+pub fn take_peak_bytes() -> isize {
+    PEAK.swap(live_bytes(), Relaxed)
+}
+
 /// Size of the largest piece of memory since the last call.
 pub fn take_largest_piece() -> usize {
     LARGEST.swap(0, Relaxed)
@@ -23,11 +29,12 @@ pub fn take_largest_piece() -> usize {
 
 fn count_piece(bytes: usize) {
     LARGEST.fetch_max(bytes, Relaxed);
-    count(bytes as isize);
+    let live = LIVE.fetch_add(bytes as isize, Relaxed) + bytes as isize;
+    PEAK.fetch_max(live, Relaxed);
 }
 
-fn count(bytes: isize) {
-    LIVE.fetch_add(bytes, Relaxed);
+fn free(bytes: usize) {
+    LIVE.fetch_sub(bytes as isize, Relaxed);
 }
 
 // SAFETY: every method passes its arguments on to `System` and returns what that returns.
@@ -51,14 +58,14 @@ unsafe impl GlobalAlloc for CountingAllocator {
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         unsafe { System.dealloc(memory, layout) };
-        count(-(layout.size() as isize));
+        free(layout.size());
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let moved = unsafe { System.realloc(memory, layout, new_size) };
         if !moved.is_null() {
             count_piece(new_size);
-            count(-(layout.size() as isize));
+            free(layout.size());
         }
         moved
     }

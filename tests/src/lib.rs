@@ -9,7 +9,7 @@ mod backends;
 mod cases;
 mod compare;
 
-pub use alloc::{CountingAllocator, live_bytes, take_largest_piece};
+pub use alloc::{CountingAllocator, live_bytes, take_largest_piece, take_peak_bytes};
 pub use backends::*;
 pub use cases::{BENCHES, CASES, Case, GPU_BENCHES, LARGE_CASES, cases};
 pub use compare::{

@@ -52,7 +52,7 @@ fn subcommands(program: Program) -> &'static [&'static str] {
         Program::Eval => &["eval"],
         Program::Generate => &["generate"],
         Program::Report => &["report"],
-        Program::Bench => &["layer", "step", "default-moe"],
+        Program::Bench => &["layer", "step", "default-moe", "excitation"],
         Program::Reproduce => &["excitation"],
     }
 }

@@ -21,6 +21,9 @@ const fn rule(package: &'static str, sees: &'static [&'static str]) -> Rule {
 const EVERYTHING: &[&str] =
     &["moe-kernels", "moe-layers", "default-moe", "excitation-optim", "moe-models", "moe-train"];
 
+const BENCHED: &[&str] =
+    &["moe-kernels", "moe-layers", "default-moe", "excitation-optim", "moe-models", "moe-train", "moe-tests"];
+
 /// The layers, lowest first. A package that is not here is a violation: a new crate takes its place in this table.
 const RULES: &[Rule] = &[
     rule("moe-kernels", &[]),
@@ -33,7 +36,7 @@ const RULES: &[Rule] = &[
     rule("moe-examples", EVERYTHING),
     rule("moe-tests", EVERYTHING),
     // The catalogue of cases is the suite's: what is timed is what is tested.
-    rule("moe-bench", &["moe-kernels", "moe-layers", "default-moe", "moe-models", "moe-train", "moe-tests"]),
+    rule("moe-bench", BENCHED),
     rule("moe-reproduce", EVERYTHING),
     // Nothing that takes longer than seconds to build.
     Rule { package: "xtask", sees: &[], external: Some(&["clap", "serde_json"]) },

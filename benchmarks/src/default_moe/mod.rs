@@ -8,7 +8,7 @@ use moe_train::config::Dtype;
 use serde::Serialize;
 
 use crate::args::DefaultMoeArgs;
-use crate::clock::{Clock, Spread, Time};
+use crate::clock::{Clock, Spread, Time, median_interval};
 use crate::error::{Error, Result};
 use crate::layer::{Shape, paired};
 use crate::machine::Machine;
@@ -35,6 +35,8 @@ struct Comparison {
     default_seconds: Spread,
     /// Median over the rounds of one time over the other of the same round, minus 1.
     slower_by: f64,
+    /// Where it lies in 95 of 100 studies.
+    slower_by_interval: [f64; 2],
     /// Bytes kept for backward, where they were counted.
     saved_bytes: Option<[u64; 2]>,
     /// Bytes of the vectors, where they were counted.
@@ -72,12 +74,13 @@ pub(crate) fn run(args: &DefaultMoeArgs) -> Result<()> {
 impl Comparison {
     fn new(what: String, clock: Clock, top_k: &[Time], default: &[Time]) -> Self {
         let seconds = |times: &[Time]| Spread::of(times.iter().map(|time| clock.of(time)));
-        let ratios = default.iter().zip(top_k).map(|(default, top_k)| clock.of(default) / clock.of(top_k));
+        let by = default.iter().zip(top_k).map(|(default, top_k)| clock.of(default) / clock.of(top_k) - 1.0);
         Self {
             what,
             top_k_seconds: seconds(top_k),
             default_seconds: seconds(default),
-            slower_by: paired(ratios) - 1.0,
+            slower_by: paired(by.clone()),
+            slower_by_interval: median_interval(by),
             saved_bytes: None,
             state_bytes: None,
         }
@@ -85,13 +88,16 @@ impl Comparison {
 }
 
 fn table(comparisons: &[Comparison]) -> Table {
-    let mut table = Table::new(&["", "top-K ms", "+-%", "default ms", "+-%", "slower", "saved MB", "more", "state MB"]);
+    let mut table =
+        Table::new(&["", "top-K ms", "+-%", "default ms", "+-%", "slower", "95 %", "saved MB", "more", "state MB"]);
     for one in comparisons {
         let mut cells = vec![one.what.clone()];
         for seconds in [&one.top_k_seconds, &one.default_seconds] {
             cells.extend([format!("{:.2}", 1e3 * seconds.median), format!("{:.1}", 100.0 * seconds.relative())]);
         }
         cells.push(format!("{:+.2} %", 100.0 * one.slower_by));
+        let [from, to] = one.slower_by_interval.map(|by| 100.0 * by);
+        cells.push(format!("{from:+.1} to {to:+.1}"));
         let megabytes = |bytes: u64| format!("{:.3}", bytes as f64 / 1e6);
         if let Some([top_k, default]) = one.saved_bytes {
             cells.extend([megabytes(top_k), megabytes(default.saturating_sub(top_k))]);

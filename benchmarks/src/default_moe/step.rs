@@ -9,12 +9,10 @@ use moe_train::trainer::{NotFinite, StepSettings, Trainee};
 use super::Comparison;
 use crate::args::CommonArgs;
 use crate::clock::{Clock, Time, timed};
-use crate::data::mixed;
+use crate::data::bytes;
 use crate::error::{Error, Result};
 use crate::session::wait;
 
-/// Seed of the bytes.
-const DATA: u64 = 1;
 /// Learning rate, the same in every step.
 const LR: f64 = 1e-3;
 
@@ -51,7 +49,7 @@ impl<'a> Arm<'a> {
         let numbers = config.model.num_moe_layers() * config.model.moe.num_experts * config.model.d_model;
         let clip_norm = config.optim.clip_norm;
         let trainee = Some(Trainee::new(&config, device));
-        let batch = batch(&config);
+        let batch = bytes(&config);
         Ok(Self { trainee, batch, clip_norm, device, state_bytes: 4 * numbers as u64 })
     }
 
@@ -66,18 +64,5 @@ impl<'a> Arm<'a> {
         let (trainee, _) = stepped?.map_err(|NotFinite(what)| Error::new(format!("the {what} is not finite")))?;
         self.trainee = Some(trainee);
         Ok(time)
-    }
-}
-
-/// Sequences of random bytes, and the same moved on by one.
-fn batch(config: &TrainConfig) -> Batch {
-    let (batch_size, seq_len) = (config.train.batch_size, config.train.seq_len);
-    let bytes: Vec<u32> = (0..batch_size * (seq_len + 1)).map(|i| mixed(i, DATA) % 256).collect();
-    let sequences = || bytes.chunks(seq_len + 1);
-    Batch {
-        inputs: sequences().flat_map(|sequence| &sequence[..seq_len]).copied().collect(),
-        targets: sequences().flat_map(|sequence| &sequence[1..]).copied().collect(),
-        batch_size,
-        seq_len,
     }
 }

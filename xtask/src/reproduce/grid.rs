@@ -2,7 +2,7 @@
 
 /// What the router's gradient is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Arm {
+pub(crate) enum Router {
     /// Plain top-K.
     TopK,
     /// Default vectors, the score-weighted average.
@@ -13,25 +13,75 @@ pub(crate) enum Arm {
     BackwardOnly,
 }
 
+/// What scales the steps of the experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Nothing.
+    Plain,
+    /// Excitation, ZeroSum.
+    ZeroSum,
+    /// Excitation, PositiveSum.
+    PositiveSum,
+    /// A control: every expert gets the mean factor of PositiveSum.
+    GlobalExp,
+}
+
+/// One side of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Arm {
+    pub(crate) router: Router,
+    pub(crate) step: Step,
+}
+
 impl Arm {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::TopK => "topk",
-            Self::Weighted => "default",
-            Self::Mean => "mean",
-            Self::BackwardOnly => "backward",
-        }
+    pub(crate) const TOP_K: Self = Self::of(Router::TopK);
+    pub(crate) const WEIGHTED: Self = Self::of(Router::Weighted);
+
+    pub(crate) const fn of(router: Router) -> Self {
+        Self { router, step: Step::Plain }
+    }
+
+    /// The same router, the experts excited.
+    pub(crate) const fn excited(self, step: Step) -> Self {
+        Self { step, ..self }
+    }
+
+    pub(crate) fn name(self) -> String {
+        let router = match self.router {
+            Router::TopK => "topk",
+            Router::Weighted => "default",
+            Router::Mean => "mean",
+            Router::BackwardOnly => "backward",
+        };
+        let step = match self.step {
+            Step::Plain => "",
+            Step::ZeroSum => "+zerosum",
+            Step::PositiveSum => "+positivesum",
+            Step::GlobalExp => "+globalexp",
+        };
+        format!("{router}{step}")
+    }
+
+    /// Whether it has default vectors, and so two ways to be measured.
+    pub(crate) fn has_default_vectors(self) -> bool {
+        self.router != Router::TopK
     }
 
     /// Settings of `moe-train`.
-    fn settings(self) -> Vec<String> {
-        let of = |settings: &[&str]| settings.iter().map(|setting| setting.to_string()).collect();
-        match self {
-            Self::TopK => of(&["moe.router=top-k"]),
-            Self::Weighted => of(&["moe.router=default", "moe.default.rule=weighted"]),
-            Self::Mean => of(&["moe.router=default", "moe.default.rule=mean"]),
-            Self::BackwardOnly => of(&["moe.router=default", "moe.default.form=backward-only"]),
-        }
+    fn settings(self) -> impl Iterator<Item = String> {
+        let router: &[&str] = match self.router {
+            Router::TopK => &["moe.router=top-k"],
+            Router::Weighted => &["moe.router=default", "moe.default.rule=weighted"],
+            Router::Mean => &["moe.router=default", "moe.default.rule=mean"],
+            Router::BackwardOnly => &["moe.router=default", "moe.default.form=backward-only"],
+        };
+        let step: &[&str] = match self.step {
+            Step::Plain => &[],
+            Step::ZeroSum => &["optim.excitation=zero-sum"],
+            Step::PositiveSum => &["optim.excitation=positive-sum"],
+            Step::GlobalExp => &["optim.excitation=positive-sum", "optim.control=global-exp"],
+        };
+        router.iter().chain(step).map(|setting| setting.to_string())
     }
 }
 
@@ -96,11 +146,6 @@ impl Run {
         settings.extend(self.arm.settings());
         settings
     }
-
-    /// Whether it has default vectors, and so two ways to be measured.
-    pub(crate) fn has_default_vectors(&self) -> bool {
-        self.arm != Arm::TopK
-    }
 }
 
 #[cfg(test)]
@@ -111,12 +156,16 @@ mod tests {
 
     #[test]
     fn a_name_tells_runs_apart_and_settings_say_the_rest() {
-        let run = Run { arm: Arm::Mean, experts: E32C4, lr: 2e-3, seed: 3, size: &SIZE };
+        let run = Run { arm: Arm::of(Router::Mean), experts: E32C4, lr: 2e-3, seed: 3, size: &SIZE };
         assert_eq!(run.name(), "32c4-mean-lr2e-3-seed3");
         let settings = run.settings(None);
         for expected in ["model.norm=layer", "moe.d_hidden=96", "optim.warmup_steps=3", "moe.default.rule=mean"] {
             assert!(settings.iter().any(|setting| setting == expected), "{expected} is not in {settings:?}");
         }
         assert!(run.settings(Some(10)).contains(&"train.steps=10".to_string()));
+
+        let excited = Run { arm: Arm::TOP_K.excited(Step::GlobalExp), ..run };
+        assert_eq!(excited.name(), "32c4-topk+globalexp-lr2e-3-seed3");
+        assert!(excited.settings(None).contains(&"optim.control=global-exp".to_string()));
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::Scale;
-use super::default_moe::{PAIRINGS, Pairing, RATES, SWEEP_SEEDS, grid};
+use super::default_moe::{Pairing, RATES, SWEEP_SEEDS, excited_pairings, grid, pairings};
 use super::grid::{Arm, E8C1, Run};
 use super::results::Results;
 use super::statistics::{Paired, mean};
@@ -13,7 +13,7 @@ use super::statistics::{Paired, mean};
 /// The whole report.
 pub(crate) fn markdown(results: &Results, scale: Scale) -> String {
     let grid = grid(scale);
-    let report = Report { results, size: grid[0] };
+    let report = Report { results, size: grid[0], pairings: pairings(scale) };
     let done = grid.iter().filter(|run| results.has(run)).count();
     let mut text = format!(
         "# Default MoE against top-K, scale `{}`\n\nMade by `cargo xtask reproduce default-moe --scale {} --report` from \
@@ -27,6 +27,9 @@ pub(crate) fn markdown(results: &Results, scale: Scale) -> String {
     text += &report.pairs();
     text += &report.rates();
     text += &report.routing();
+    if scale == Scale::Cpu {
+        text += &report.excited();
+    }
     text += PAPER;
     text
 }
@@ -44,6 +47,7 @@ struct Report<'a> {
     results: &'a Results,
     /// A run whose size all others have.
     size: Run,
+    pairings: Vec<Pairing>,
 }
 
 impl Report<'_> {
@@ -54,10 +58,12 @@ impl Report<'_> {
 
     /// Differences of the losses, and how many pairs are left out because a run of theirs diverged.
     fn differences(&self, pairing: &Pairing, evaluation: &str) -> (Vec<f64>, usize) {
-        let both = |seed| Some((self.result(pairing, Arm::TopK, seed)?, self.result(pairing, pairing.arm, seed)?));
+        let both =
+            |seed| Some((self.result(pairing, pairing.against, seed)?, self.result(pairing, pairing.arm, seed)?));
         let pairs: Vec<_> = (0..pairing.seeds).filter_map(both).collect();
-        let difference = |(top_k, arm): &(&Value, &Value)| {
-            Some(arm["loss"][evaluation].as_f64()? - top_k["loss"]["top-k"].as_f64()?)
+        let theirs = if pairing.against.has_default_vectors() { evaluation } else { "top-k" };
+        let difference = |(against, arm): &(&Value, &Value)| {
+            Some(arm["loss"][evaluation].as_f64()? - against["loss"][theirs].as_f64()?)
         };
         let differences: Vec<f64> = pairs.iter().filter_map(difference).collect();
         let left_out = pairs.len() - differences.len();
@@ -65,16 +71,32 @@ impl Report<'_> {
     }
 
     fn pairs(&self) -> String {
-        let mut text = String::from(
-            "## Paired differences\n\n`smallest effect` is the true difference that so many pairs, of this deviation, would find \
-             in 4 of 5 studies.\n\n| | evaluation | pairs | mean | 95 % interval | deviation | smallest effect | |\n\
-             |---|---|---|---|---|---|---|---|\n",
-        );
-        for pairing in &PAIRINGS {
+        let mut text = format!("## Paired differences\n\n{SMALLEST_EFFECT}\n\n{PAIRS}");
+        for pairing in &self.pairings {
             for evaluation in ["frozen", "top-k"] {
-                let (differences, left_out) = self.differences(pairing, evaluation);
-                text += &pair_row(pairing, evaluation, &differences, left_out);
+                text += &self.pair_row(pairing, evaluation);
             }
+        }
+        text + "\n"
+    }
+
+    fn pair_row(&self, pairing: &Pairing, evaluation: &str) -> String {
+        let (differences, left_out) = self.differences(pairing, evaluation);
+        pair_row(pairing, evaluation, &differences, left_out)
+    }
+
+    fn excited(&self) -> String {
+        let mut text = format!(
+            "## With Excitation\n\nExperts excited against not excited, the same router, 8 experts, 1 active, good rate.\n\n{PAIRS}"
+        );
+        let pairings = excited_pairings();
+        for pairing in &pairings {
+            let evaluation = if pairing.arm.has_default_vectors() { "frozen" } else { "top-k" };
+            text += &self.pair_row(pairing, evaluation);
+        }
+        text += &format!("\n{ROUTING}");
+        for pairing in &pairings {
+            text += &self.routing_row(pairing, pairing.arm);
         }
         text + "\n"
     }
@@ -85,12 +107,13 @@ impl Report<'_> {
              | learning rate | top-K | default | difference |\n|---|---|---|---|\n"
         );
         for lr in RATES {
-            let pairing = Pairing { title: "", arm: Arm::Weighted, experts: E8C1, lr, seeds: SWEEP_SEEDS };
+            let pairing =
+                Pairing { title: "", arm: Arm::WEIGHTED, against: Arm::TOP_K, experts: E8C1, lr, seeds: SWEEP_SEEDS };
             let losses = |arm, evaluation: &str| {
                 let loss = |seed| self.result(&pairing, arm, seed)?["loss"][evaluation].as_f64();
                 (0..SWEEP_SEEDS).filter_map(loss).collect::<Vec<_>>()
             };
-            let (top_k, default) = (mean(&losses(Arm::TopK, "top-k")), mean(&losses(Arm::Weighted, "frozen")));
+            let (top_k, default) = (mean(&losses(Arm::TOP_K, "top-k")), mean(&losses(Arm::WEIGHTED, "frozen")));
             let cells = [top_k, default, default - top_k].map(|loss| number(loss, 4));
             let _ = writeln!(text, "| {lr:e} | {} |", cells.join(" | "));
         }
@@ -98,21 +121,35 @@ impl Report<'_> {
     }
 
     fn routing(&self) -> String {
-        let mut text = String::from(
+        let mut text = format!(
             "## Load and default vectors at the last step\n\nMeans over seeds and layers. `norm` is that of the vectors, \
              `follows` of what they move towards, `moved` the distance of a step, `share` the part of the output that \
-             comes from them.\n\n| | arm | runs | diverged | load ratio | dead experts | norm | follows | moved | share |\n\
-             |---|---|---|---|---|---|---|---|---|---|\n",
+             comes from them.\n\n{ROUTING}"
         );
-        for pairing in &PAIRINGS {
-            for arm in [Arm::TopK, pairing.arm] {
-                let found: Vec<&Value> = (0..pairing.seeds).filter_map(|s| self.result(pairing, arm, s)).collect();
-                text += &routing_row(pairing, arm, &found);
+        for pairing in &self.pairings {
+            for arm in [pairing.against, pairing.arm] {
+                text += &self.routing_row(pairing, arm);
             }
         }
         text + "\n"
     }
+
+    fn routing_row(&self, pairing: &Pairing, arm: Arm) -> String {
+        let found: Vec<&Value> = (0..pairing.seeds).filter_map(|seed| self.result(pairing, arm, seed)).collect();
+        routing_row(pairing, arm, &found)
+    }
 }
+
+const SMALLEST_EFFECT: &str = "`smallest effect` is the true difference that so many pairs, of this deviation, would find in \
+    4 of 5 studies.";
+
+/// Head of a table of [`pair_row`]s.
+const PAIRS: &str = "| | evaluation | pairs | mean | 95 % interval | deviation | smallest effect | |\n\
+    |---|---|---|---|---|---|---|---|\n";
+
+/// Head of a table of [`routing_row`]s.
+const ROUTING: &str = "| | arm | runs | diverged | load ratio | dead experts | norm | follows | moved | share |\n\
+    |---|---|---|---|---|---|---|---|---|---|\n";
 
 fn pair_row(pairing: &Pairing, evaluation: &str, differences: &[f64], left_out: usize) -> String {
     let title = pairing.title;
@@ -175,13 +212,13 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         let mut results = Results::open(&dir.join("results.jsonl")).unwrap();
         for run in grid(Scale::Cpu) {
-            let gain = if run.has_default_vectors() { 0.02 + 0.001 * run.seed as f64 } else { 0.0 };
+            let gain = if run.arm.has_default_vectors() { 0.02 + 0.001 * run.seed as f64 } else { 0.0 };
             let loss = 1.5 + 0.01 * run.seed as f64;
             let mut losses = Map::from_iter([("top-k".to_string(), json!(loss))]);
-            if run.has_default_vectors() {
+            if run.arm.has_default_vectors() {
                 losses.insert("frozen".into(), json!(loss - gain));
             }
-            let default = run.has_default_vectors().then(|| json!({"norms": [0.5, 1.5], "share": 0.25}));
+            let default = run.arm.has_default_vectors().then(|| json!({"norms": [0.5, 1.5], "share": 0.25}));
             let last = json!({"layers": [{"layer": 1, "load_ratio": 1.5, "dead_experts": 0, "default": default}]});
             results.add(line(&run, 800, Some(losses), &last)).unwrap();
         }
@@ -193,9 +230,11 @@ mod tests {
         let text = markdown(&results("all"), Scale::Cpu);
         // 8 pairs: mean gain 0.0235; deviation of 0.001 * 0..7.
         assert!(text.contains("| weighted, good rate | frozen | 8 | -0.0235 |"), "{text}");
-        assert!(text.contains("better than top-K"));
+        assert!(text.contains("| better |"));
         assert!(text.contains("| weighted, good rate | top-k | 8 | 0.0000 |"), "{text}");
-        assert!(text.contains("| 4e-3 | 1.5050 | 1.4845 | -0.0205 |"), "{text}");
+        // Against default vectors without excitation, which gain as much.
+        assert!(text.contains("| default vectors, ZeroSum | frozen | 3 | 0.0000 |"), "{text}");
+        assert!(text.contains("| 2e-3 | 1.5050 | 1.4845 | -0.0205 |"), "{text}");
         assert!(text.contains("| default | 8 | 0 | 1.500 | 0.000 | 1.000 | - | - | 0.250 |"), "{text}");
     }
 

@@ -72,7 +72,7 @@ fn carry_out(run: &Run, setting: &Setting) -> Result<Value> {
     }
     trained.check("train")?;
     let mut losses = Map::from_iter([("top-k".to_string(), json!(measure(run, setting, &dir, "top-k")?))]);
-    if run.has_default_vectors() {
+    if run.arm.has_default_vectors() {
         losses.insert("frozen".into(), json!(measure(run, setting, &dir, "frozen")?));
     }
     Ok(line(run, steps, Some(losses), &last))

@@ -39,11 +39,11 @@ impl Paired {
         [self.mean - self.half_width, self.mean + self.half_width]
     }
 
-    /// In words, for a difference of losses: arm minus top-K.
+    /// In words, for a difference of losses: one side minus the other.
     pub(crate) fn verdict(&self) -> &'static str {
         match self.interval() {
-            [_, high] if high < 0.0 => "better than top-K",
-            [low, _] if low > 0.0 => "worse than top-K",
+            [_, high] if high < 0.0 => "better",
+            [low, _] if low > 0.0 => "worse",
             _ => "no difference shown",
         }
     }
@@ -71,8 +71,8 @@ mod tests {
 
     #[test]
     fn an_interval_on_one_side_of_zero_is_a_finding() {
-        assert_eq!(Paired::of(&[-1.0, -1.1, -0.9, -1.0]).unwrap().verdict(), "better than top-K");
-        assert_eq!(Paired::of(&[1.0, 1.1, 0.9, 1.0]).unwrap().verdict(), "worse than top-K");
+        assert_eq!(Paired::of(&[-1.0, -1.1, -0.9, -1.0]).unwrap().verdict(), "better");
+        assert_eq!(Paired::of(&[1.0, 1.1, 0.9, 1.0]).unwrap().verdict(), "worse");
     }
 
     #[test]
