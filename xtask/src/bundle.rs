@@ -1,7 +1,7 @@
 //! `cargo xtask gpu-bundle`: the programs a machine with an NVIDIA GPU needs, built on a machine that has none.
 //!
-//! The bundle holds the suite (`bin/suite-*`), `bin/moe-bench`, `bin/moe-train`, a text to train on and `run.sh`, which runs
-//! all of them. It was linked without CUDA: the libraries are looked up when the programs start.
+//! The bundle holds the suite (`bin/suite-*`), `bin/moe-bench`, `bin/moe-train`, this program (`bin/xtask`), a text to train on and
+//! `run.sh`, which runs all of them, or the study of Default MoE. It was linked without CUDA: the libraries are looked up when the programs start.
 
 use std::fs;
 use std::path::Path;
@@ -40,6 +40,8 @@ pub(crate) fn build(out: &Path, text: Option<&Path>) -> Result<()> {
     for (name, path) in &programs {
         copy(path, &bin.join(name))?;
     }
+    let this = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    copy(&this, &bin.join("xtask"))?;
     at(out, fs::write(out.join("text.txt"), text))?;
     write_script(&out.join("run.sh"))?;
     println!("{} holds {} test programs, {} and run.sh", out.display(), suites.len(), PROGRAMS.join(", "));
@@ -126,12 +128,12 @@ mod tests {
 
     /// A bundle whose programs only say what they were asked, and fail when asked to.
     #[cfg(unix)]
-    fn stub_bundle(name: &str, failing: &str) -> (std::path::PathBuf, std::process::Output) {
+    fn stub_bundle(name: &str, failing: &str, words: &[&str]) -> (std::path::PathBuf, std::process::Output) {
         use std::os::unix::fs::PermissionsExt;
 
         let out = std::env::temp_dir().join(format!("moe-bundle-{name}-{}", std::process::id()));
         fs::create_dir_all(out.join("bin")).unwrap();
-        for program in ["suite-a", "suite-b", "moe-bench", "moe-train"] {
+        for program in ["suite-a", "suite-b", "moe-bench", "moe-train", "xtask"] {
             let path = out.join("bin").join(program);
             let code = u8::from(program == failing);
             fs::write(&path, format!("#!/bin/sh\necho {program} \"$@\"\nexit {code}\n")).unwrap();
@@ -139,14 +141,14 @@ mod tests {
         }
         write_script(&out.join("run.sh")).unwrap();
         let mut run = Command::new(out.join("run.sh"));
-        let output = run.args(["--torch", "/x/python", "my.txt", "--steps", "3"]).env_remove("OUT").output().unwrap();
+        let output = run.args(words).env_remove("OUT").output().unwrap();
         (out, output)
     }
 
     #[cfg(unix)]
     #[test]
     fn one_command_runs_suites_benchmarks_and_training() {
-        let (out, output) = stub_bundle("all", "");
+        let (out, output) = stub_bundle("all", "", &["--torch", "/x/python", "my.txt", "--steps", "3"]);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         for line in ["suite-a", "suite-b", "moe-train train --data my.txt", "--steps 3", "all passed"] {
             assert!(said.contains(line), "{line}: {said}");
@@ -168,9 +170,23 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn a_program_that_fails_stops_no_other_and_is_told() {
-        let (out, output) = stub_bundle("failing", "moe-bench");
+        let (out, output) = stub_bundle("failing", "moe-bench", &[]);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(!output.status.success() && said.contains("moe-train train") && said.contains("failed"), "{said}");
+        fs::remove_dir_all(out).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_study_runs_alone_with_the_program_of_the_bundle() {
+        let (out, output) = stub_bundle("study", "", &["--study", "novels"]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let here = out.display();
+        let line = format!(
+            "xtask reproduce default-moe --scale gpu --data novels --program {here}/bin/moe-train --out {here}/results/default-moe \
+             --runs {here}/results/default-moe/runs"
+        );
+        assert!(output.status.success() && said.contains(&line) && !said.contains("suite-a"), "{said}");
         fs::remove_dir_all(out).unwrap();
     }
 

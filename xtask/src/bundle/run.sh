@@ -2,7 +2,9 @@
 # Runs the CUDA suite, the benchmarks and a short training on this machine's GPU.
 #
 #   ./run.sh [--torch PYTHON] [TEXT_FILE] [ARGUMENTS of `moe-train train`]
+#   ./run.sh --study DATA
 #
+# The second form makes what is left of the study of Default MoE on DATA, a folder with train/ and valid/, and nothing else.
 # PYTHON has torch and transformers; PyTorch then takes turns in every benchmark.
 #
 # Results go to $OUT (default: results beside this script): suite.log, bench.log, train.log, the records of the benchmarks
@@ -14,6 +16,14 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${OUT:-$here/results}
 text=$here/text.txt
 torch=()
+study=
+if [ "${1:-}" = --study ]; then
+    if [ $# -ne 2 ]; then
+        echo "--study needs the data, and nothing else" >&2
+        exit 2
+    fi
+    study=$2
+fi
 if [ "${1:-}" = --torch ]; then
     if [ $# -lt 2 ]; then
         echo "--torch needs a Python" >&2
@@ -56,6 +66,11 @@ fi
 echo "CUDA_PATH=${CUDA_PATH:-not found}"
 echo "LD_LIBRARY_PATH=$LD_LIBRARY_PATH"
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null | tee "$out/gpu.txt"
+
+if [ -n "$study" ]; then
+    exec "$here/bin/xtask" reproduce default-moe --scale gpu --data "$study" --program "$here/bin/moe-train" \
+        --out "$out/default-moe" --runs "$out/default-moe/runs"
+fi
 
 failed=0
 : >"$out/suite.log"

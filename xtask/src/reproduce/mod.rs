@@ -25,7 +25,7 @@ use results::Results;
 pub(crate) enum Scale {
     /// At most 3 hours on 2 cores, two runs side by side
     Cpu,
-    /// At most 25 minutes on one H200
+    /// Meant for 25 minutes on one H200, not timed yet
     Gpu,
 }
 
@@ -44,9 +44,12 @@ pub(crate) struct ReproduceArgs {
     /// Where the runs themselves go [default: target/reproduce/STUDY/SCALE]
     #[arg(long, value_name = "DIR")]
     runs: Option<PathBuf>,
-    /// Runs side by side, one thread each [default: 2, on a GPU 1]
+    /// Runs side by side, on a CPU one thread each [default: 2, on a GPU 4]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+    /// A moe-train for that machine, instead of building one
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
     /// Steps of each run, fewer for a look
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
@@ -79,7 +82,7 @@ impl Scale {
     fn jobs(self) -> usize {
         match self {
             Self::Cpu => 2,
-            Self::Gpu => 1,
+            Self::Gpu => 4,
         }
     }
 }
@@ -113,7 +116,10 @@ fn setting(args: &ReproduceArgs) -> Result<runner::Setting> {
     let data = args.data.clone().ok_or("--data is missing: the text to train on, e.g. the folder novels98")?;
     let request = Request { backend: args.scale.backend(), release: true, help: false, rest: Vec::new() };
     Ok(runner::Setting {
-        program: program::build("moe-train", &request)?,
+        program: match &args.program {
+            Some(path) => files::at(path, path.canonicalize())?,
+            None => program::build("moe-train", &request)?,
+        },
         data: files::at(&data, data.canonicalize())?,
         runs: args.runs.clone().unwrap_or_else(|| folder("target/reproduce", args.scale)),
         jobs: args.jobs.unwrap_or_else(|| args.scale.jobs()).max(1),
