@@ -1,6 +1,6 @@
 //! Which runs the study of Excitation consists of, in stages: later ones depend on what earlier ones gave.
 //!
-//! 1. **search**: the paper's learning rate and epochs are not known \[U\]; see [`settle`](crate::settle).
+//! 1. **search**: the paper's learning rate and epochs are not known \[U\]; see the module `settle`.
 //! 2. **study**: the paper's comparisons and controls, the same rate, epochs and seeds in all arms; then every arm at several rates.
 //! 3. **matched**: the plain optimizer with the rate times the mean factor, the u-weighted factor and the ratio of step norms that
 //!    the excited runs of stage 2 had: the controls that decide.
