@@ -86,12 +86,12 @@ pub(crate) fn run(args: &CommonArgs) -> Result<()> {
     session::write_json(args, &record)
 }
 
-/// Two layers of four experts, 1024 wide, two for each of 16,384 tokens: the products of the experts dominate.
+/// Two layers of four experts, 1024 wide, two for each of 8,192 tokens: the products of the experts dominate.
 fn large_experts(mut config: TrainConfig) -> TrainConfig {
     let model = &mut config.model;
     (model.d_model, model.num_layers, model.num_heads, model.max_seq_len) = (256, 2, 4, 128);
     (model.moe.num_experts, model.moe.top_k, model.moe.d_hidden) = (4, 2, 1024);
-    (config.train.seq_len, config.train.batch_size) = (128, 128);
+    (config.train.seq_len, config.train.batch_size) = (128, 64);
     config
 }
 
