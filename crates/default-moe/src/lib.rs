@@ -78,7 +78,8 @@
 //! Seen here \[ours\], on a model of 4 layers after 0.8 million tokens (`cargo xtask reproduce default-moe`, 8 experts, 1 active): at
 //! the rate that is best for both, 0.023 nats *worse* than top-K (8 pairs, 95 % interval 0.016 to 0.030); at twice that rate
 //! 0.064 better (0.004 to 0.124). The form that acts in the backward pass only was level with top-K at the good rate. A model trained with
-//! vectors needs them: evaluated as plain top-K it is 0.29 nats worse. Loads were less even than top-K's, so keep the balance loss.
+//! vectors needs them: evaluated as plain top-K it is 0.29 nats worse. Loads were less even than top-K's, so keep the balance loss. With the experts
+//! excited as well (the crate `excitation-optim`, 3 pairs) nothing was gained.
 //!
 //! With [`UpdateRule::Weighted`] beta hardly matters \[C\]: leave it. With [`UpdateRule::Mean`] the paper's values are 0.9 (8
 //! experts, 1 or 2 active), 0.65, 0.95 and 0.999 (32 experts; 1, 2 and 4 active) \[C\]. A vector follows its expert over about

@@ -72,6 +72,7 @@ fn bars(area: &Area<'_>, runs: &[&Finished]) -> Drawn<()> {
     chart
         .configure_mesh()
         .disable_y_mesh()
+        .light_line_style(TRANSPARENT)
         .y_labels(rows.len() + 1)
         .y_label_formatter(&name)
         .x_desc("accuracy %")
@@ -114,7 +115,7 @@ fn lines(
         .x_label_area_size(40)
         .y_label_area_size(50)
         .build_cartesian_2d(left - 0.1..right + 0.1, 0.0..top * 1.05)?;
-    chart.configure_mesh().x_desc(x_name).y_desc(y_name).draw()?;
+    chart.configure_mesh().light_line_style(TRANSPARENT).x_desc(x_name).y_desc(y_name).draw()?;
     for (((arm, _), points), colour) in ARMS.iter().zip(all).zip(COLOURS) {
         let points: Vec<_> = points.into_iter().filter(|(_, y)| y.is_finite()).collect();
         chart
@@ -123,7 +124,12 @@ fn lines(
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
         chart.draw_series(points.into_iter().map(|point| Circle::new(point, 3, colour.filled())))?;
     }
-    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .border_style(BLACK)
+        .background_style(WHITE)
+        .draw()?;
     Ok(())
 }
 
