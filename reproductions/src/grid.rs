@@ -202,8 +202,8 @@ pub(crate) fn matched(settings: &Settings, setting: Setting, finished: &[Finishe
     for (name, base, lr) in OPTIMIZERS {
         let start = Cell { table: "optimizer".into(), base, lr, ..start.clone() };
         for (variant, _) in &VARIANTS[..2] {
-            let like = format!("{name}, {variant}");
-            rows.extend(matched_to(&like, &like, STEP_NORM, &start, finished));
+            let matched = matched_to(&format!("{name}, {variant}"), variant, STEP_NORM, &start, finished);
+            rows.extend(matched.map(|cell| Cell { row: format!("{name}, {}", cell.row), ..cell }));
         }
     }
     cells.extend(with_seeds(rows, settings.seeds));
@@ -317,6 +317,7 @@ pub(crate) mod tests {
         let cells = matched(&Scale::Cpu.settings(), SETTING, &[finished(adam, 45.0, 3.0)]);
         assert_eq!(cells.len(), 3);
         assert!(cells.iter().all(|cell| cell.base == Base::Adam && (cell.lr - 3e-3).abs() < 1e-12));
+        assert_eq!(cells[0].row, "Adam, plain, rate x step norm of ZeroSum");
     }
 
     #[test]
