@@ -159,6 +159,9 @@ mod tests {
     fn runs_that_diverged_are_left_out_of_a_picture() {
         let cells = study(&Scale::Cpu.settings(), SETTING);
         let runs: Vec<_> = cells.into_iter().map(|cell| finished(cell, f64::NAN, 1.0)).collect();
-        assert!(!plots(&runs)[0].1.contains("NaN"));
+        let whole =
+            plots(&runs[1..].iter().cloned().chain([finished(runs[0].cell.clone(), 40.0, 1.0)]).collect::<Vec<_>>());
+        assert_eq!(whole[0].1.matches("<circle").count(), 1);
+        assert!(!plots(&runs)[0].1.contains("<circle"));
     }
 }
