@@ -13,6 +13,10 @@ fn main() {
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).exists()) {
         println!("cargo:rerun-if-changed={log}");
     }
+    // And a change since the commit is one of these.
+    for sources in ["src", "../crates", "../tests/src", "../Cargo.lock"] {
+        println!("cargo:rerun-if-changed={sources}");
+    }
     println!("cargo:rustc-env=MOE_BENCH_COMMIT={}", commit().unwrap_or_default());
 }
 

@@ -4,9 +4,30 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use moe_train::backend;
 use serde::Serialize;
 
+use crate::args::CommonArgs;
+use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::machine::Machine;
+
+/// What a record of ours alone begins with.
+#[derive(Debug, Serialize)]
+pub(crate) struct Head {
+    benchmark: &'static str,
+    machine: Machine,
+    backend: &'static str,
+    threads: usize,
+    rounds: usize,
+    clock: Clock,
+}
+
+impl Head {
+    pub(crate) fn new(benchmark: &'static str, machine: Machine, args: &CommonArgs, clock: Clock) -> Self {
+        Self { benchmark, machine, backend: backend::NAME, threads: args.threads, rounds: args.rounds(), clock }
+    }
+}
 
 /// Makes sure, before anything is measured, that `path` can be written, and changes nothing that is there.
 ///

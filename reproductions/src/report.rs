@@ -32,7 +32,7 @@ const TABLES: [(&str, &str); 7] = [
 
 /// The report as Markdown.
 pub(crate) fn render(finished: &[Finished], settled: Option<Settled>) -> String {
-    let mut text = format!("# Excitation on CIFAR-10\n\n{PAPER}\n{}\n{READING}", setting(settled));
+    let mut text = format!("# Excitation on CIFAR-10\n\n{PAPER}\n{}{READING}", setting(settled));
     text += &comparisons::section(finished);
     for (name, about) in TABLES {
         let runs: Vec<&Finished> = finished.iter().filter(|run| run.cell.table == name).collect();
@@ -87,22 +87,30 @@ fn line(row: &str, table: &[&Finished]) -> String {
     let column = |value: fn(&Outcome) -> f64| runs.iter().map(|run| value(&run.outcome)).collect::<Vec<f64>>();
     let accuracy = column(|outcome| outcome.accuracy);
     let confused = accuracy.iter().filter(|accuracy| is_confused(**accuracy)).count();
-    let of = |value| mean(&column(value));
+    let of = |value, digits| number(mean(&column(value)), digits);
+    let measured = [
+        of(|outcome| outcome.train_loss, 3),
+        of(|outcome| outcome.mean_factor, 3),
+        of(|outcome| outcome.weighted_factor, 3),
+        of(|outcome| outcome.step_ratio, 3),
+        of(|outcome| mean(&outcome.gini_simpson), 3),
+        of(|outcome| outcome.dead_units.iter().sum::<usize>() as f64, 1),
+        of(|outcome| mean(&outcome.load_ratio), 2),
+        of(|outcome| outcome.seconds, 0),
+    ];
     format!(
-        "| {row} | {:.4} | {} | {} | {} | {confused} | {:.3} | {:.3} | {:.3} | {:.3} | {:.3} | {:.1} | {:.2} | {:.0} |",
+        "| {row} | {:.4} | {} | {} | {} | {confused} | {} |",
         runs[0].cell.lr,
         runs.len(),
         interval(&accuracy),
         against_plain(&runs, table),
-        of(|outcome| outcome.train_loss),
-        of(|outcome| outcome.mean_factor),
-        of(|outcome| outcome.weighted_factor),
-        of(|outcome| outcome.step_ratio),
-        of(|outcome| mean(&outcome.gini_simpson)),
-        of(|outcome| outcome.dead_units.iter().sum::<usize>() as f64),
-        of(|outcome| mean(&outcome.load_ratio)),
-        of(|outcome| outcome.seconds),
+        measured.join(" | "),
     )
+}
+
+/// `-` for what there is none of.
+fn number(value: f64, digits: usize) -> String {
+    if value.is_finite() { format!("{value:.digits$}") } else { "-".into() }
 }
 
 fn against_plain(runs: &[&Finished], table: &[&Finished]) -> String {
@@ -160,6 +168,12 @@ mod tests {
     fn runs_within_two_points_of_chance_are_confused() {
         let text = render(&[run("plain", 0, 11.9)], None);
         assert!(text.contains("| 1 | 11.90 | - | 1 |"), "{text}");
+    }
+
+    #[test]
+    fn what_a_diverged_run_has_none_of_is_a_dash() {
+        let runs = [finished(headline(SETTING), 10.0, f64::NAN)];
+        assert!(render(&runs, None).contains("| - | 1 | 1.500 | - | - | - | 0.500 |"), "{}", render(&runs, None));
     }
 
     #[test]

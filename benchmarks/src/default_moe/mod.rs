@@ -3,7 +3,6 @@
 mod layer;
 mod step;
 
-use moe_train::backend;
 use moe_train::config::Dtype;
 use serde::Serialize;
 
@@ -12,18 +11,15 @@ use crate::clock::{Clock, Spread, Time, median_interval};
 use crate::error::{Error, Result};
 use crate::layer::{Shape, paired};
 use crate::machine::Machine;
+use crate::record::Head;
 use crate::session::{self, ON_GPU, Session};
 use crate::table::Table;
 
 /// The whole file.
 #[derive(Debug, Serialize)]
 struct Record {
-    benchmark: &'static str,
-    machine: Machine,
-    backend: &'static str,
-    threads: usize,
-    rounds: usize,
-    clock: Clock,
+    #[serde(flatten)]
+    head: Head,
     comparisons: Vec<Comparison>,
 }
 
@@ -65,9 +61,7 @@ pub(crate) fn run(args: &DefaultMoeArgs) -> Result<()> {
         comparisons.push(step::compare(&args.preset, clock, &args.common, &session.device)?);
     }
     println!("{}", table(&comparisons));
-    let (threads, rounds) = (args.common.threads, args.common.rounds());
-    let record =
-        Record { benchmark: "default-moe", machine, backend: backend::NAME, threads, rounds, clock, comparisons };
+    let record = Record { head: Head::new("default-moe", machine, &args.common, clock), comparisons };
     session::write_json(&args.common, &record)
 }
 

@@ -8,6 +8,7 @@ mod sides;
 
 use burn::tensor::backend::Backend;
 use excitation_optim::{ExcitationConfig, Variant};
+use moe_models::lm::MoeLayers;
 use moe_models::mlp::TopKMlpConfig;
 use moe_train::backend;
 use moe_train::config::{Dtype, TrainConfig};
@@ -18,6 +19,7 @@ use crate::clock::{Clock, Spread, median_interval};
 use crate::error::{Error, Result};
 use crate::layer::paired;
 use crate::machine::Machine;
+use crate::record::Head;
 use crate::session::{self, ON_GPU, Session};
 use crate::table::Table;
 
@@ -26,12 +28,8 @@ use sides::{Measured, Side, measure};
 /// The whole file.
 #[derive(Debug, Serialize)]
 struct Record {
-    benchmark: &'static str,
-    machine: Machine,
-    backend: &'static str,
-    threads: usize,
-    rounds: usize,
-    clock: Clock,
+    #[serde(flatten)]
+    head: Head,
     models: Vec<Overhead>,
 }
 
@@ -81,8 +79,7 @@ pub(crate) fn run(args: &CommonArgs) -> Result<()> {
     let large = large_experts(small);
     models.push(overhead("language model, large experts".into(), clock, args, lm::sides(&large, device), device)?);
     println!("{}", table(&models));
-    let (threads, rounds) = (args.threads, args.rounds());
-    let record = Record { benchmark: "excitation", machine, backend: backend::NAME, threads, rounds, clock, models };
+    let record = Record { head: Head::new("excitation", machine, args, clock), models };
     session::write_json(args, &record)
 }
 
@@ -91,6 +88,7 @@ fn large_experts(mut config: TrainConfig) -> TrainConfig {
     let model = &mut config.model;
     (model.d_model, model.num_layers, model.num_heads, model.max_seq_len) = (256, 2, 4, 128);
     (model.moe.num_experts, model.moe.top_k, model.moe.d_hidden) = (4, 2, 1024);
+    model.moe_layers = MoeLayers::All;
     (config.train.seq_len, config.train.batch_size) = (128, 64);
     config
 }

@@ -42,7 +42,7 @@
 //! |---|---|
 //! | [`TopKRouter`] | softmax over all experts, then top-K; renormalised on request; always in f32 |
 //! | [`Experts`] | weights stacked as `[E, D, F]`: SwiGLU, GELU or ReLU, with or without biases |
-//! | [`SharedExperts`] | a dense network beside them that every token passes through, with or without a gate |
+//! | [`Moe::shared`] | shared experts: a [`DenseFeedForward`] beside them that every token passes through, with or without a gate |
 //! | [`dispatch::grouped`] | dropless: sort by expert, grouped products, combine; no padding |
 //! | [`dispatch::dense`] | every expert on every token: slow, obvious, the oracle of the tests |
 //! | [`load_balance_loss`], [`router_z_loss`] | auxiliary losses, each naming its convention |
@@ -63,7 +63,7 @@ mod router;
 mod routing;
 mod stats;
 
-pub use experts::{Activation, Experts, ExpertsConfig, SharedExperts, SharedExpertsConfig, activate};
+pub use experts::{Activation, DenseFeedForward, DenseFeedForwardConfig, Experts, ExpertsConfig, activate, project};
 pub use loss::{BalanceConvention, load_balance_loss, load_balance_loss_pooled, router_z_loss};
 pub use moe::{Moe, MoeConfig, MoeLosses, MoeOutput};
 pub use moe_kernels::{AutodiffMoeBackend, ExpertPlan, MoeBackend};

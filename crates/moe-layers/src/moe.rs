@@ -1,15 +1,15 @@
 //! The layer: a router, its experts and the auxiliary losses.
 
 use burn::config::Config;
-use burn::module::{Initializer, Module};
+use burn::module::{Initializer, Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use moe_kernels::MoeBackend;
 
 use crate::dispatch;
 use crate::{
-    Activation, BalanceConvention, Experts, ExpertsConfig, Routing, SharedExperts, SharedExpertsConfig, TopKRouter,
-    TopKRouterConfig, load_balance_loss, router_z_loss,
+    Activation, BalanceConvention, DenseFeedForward, DenseFeedForwardConfig, Experts, ExpertsConfig, Routing,
+    TopKRouter, TopKRouterConfig, load_balance_loss, project, router_z_loss,
 };
 
 /// Configuration to create a [`Moe`] using the [init function](MoeConfig::init).
@@ -32,10 +32,12 @@ pub struct MoeConfig {
     /// Whether the routed experts have biases. Default: false
     #[config(default = false)]
     pub bias: bool,
-    /// Width of the shared experts together. Default: 0, there are none
+    /// Width of the shared experts together, which no router chooses: `n` of them of width `F` are one network of width `n F`
+    /// (DeepSeekMoE, [Dai et al., 2024](https://arxiv.org/abs/2401.06066)). Default: 0, there are none
     #[config(default = 0)]
     pub shared_d_hidden: usize,
-    /// Whether the shared experts have a gate. Default: false
+    /// Whether a token weighs its shared experts by a sigmoid of its own (Qwen2-MoE,
+    /// [Yang et al., 2024](https://arxiv.org/abs/2407.10671)). Default: false
     #[config(default = false)]
     pub shared_gate: bool,
     /// What the load-balance loss counts. Default: Switch
@@ -57,7 +59,8 @@ impl MoeConfig {
     ///
     /// # Panics
     ///
-    /// Panics unless `1 <= top_k <= num_experts` and no size but `shared_d_hidden` is zero.
+    /// Panics unless `1 <= top_k <= num_experts` and no size but `shared_d_hidden` is zero, and when `shared_gate` is set without
+    /// shared experts.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Moe<B> {
         let router = TopKRouterConfig::new(self.d_model, self.num_experts, self.top_k)
             .with_normalize_gates(self.normalize_gates)
@@ -69,19 +72,28 @@ impl MoeConfig {
         Moe {
             router: router.init(device),
             experts: experts.init(device),
-            shared: self.shared().map(|shared| shared.init(device)),
+            shared: self.init_shared(device),
+            shared_gate: self.init_shared_gate(device),
             balance: self.balance,
             balance_coef: self.balance_coef,
             z_coef: self.z_coef,
         }
     }
 
-    fn shared(&self) -> Option<SharedExpertsConfig> {
-        let shared = SharedExpertsConfig::new(self.d_model, self.shared_d_hidden)
+    fn init_shared<B: Backend>(&self, device: &B::Device) -> Option<DenseFeedForward<B>> {
+        let shared = DenseFeedForwardConfig::new(self.d_model, self.shared_d_hidden)
             .with_activation(self.activation)
-            .with_gate(self.shared_gate)
             .with_initializer(self.initializer.clone());
-        (self.shared_d_hidden > 0).then_some(shared)
+        (self.shared_d_hidden > 0).then(|| shared.init(device))
+    }
+
+    fn init_shared_gate<B: Backend>(&self, device: &B::Device) -> Option<Param<Tensor<B, 2>>> {
+        assert!(
+            !self.shared_gate || self.shared_d_hidden > 0,
+            "MoeConfig: shared_gate is set, but shared_d_hidden = 0: there are no shared experts"
+        );
+        let d = self.d_model;
+        self.shared_gate.then(|| self.initializer.init_with([d, 1], Some(d), Some(1), device))
     }
 }
 
@@ -93,7 +105,9 @@ pub struct Moe<B: Backend> {
     /// The feed-forward networks.
     pub experts: Experts<B>,
     /// Those that every token passes through, where there are any.
-    pub shared: Option<SharedExperts<B>>,
+    pub shared: Option<DenseFeedForward<B>>,
+    /// Their gate, where it is configured, `[D, 1]`.
+    pub shared_gate: Option<Param<Tensor<B, 2>>>,
     #[module(skip)]
     balance: BalanceConvention,
     balance_coef: f64,
@@ -101,8 +115,8 @@ pub struct Moe<B: Backend> {
 }
 
 impl<B: MoeBackend> Moe<B> {
-    /// Routes every token and sums its experts' outputs: `y_t = sum_k gate_tk * expert_tk(x_t) + shared(x_t)`, the last
-    /// only where there are shared experts.
+    /// Routes every token and sums its experts' outputs: `y_t = sum_k gate_tk * expert_tk(x_t)`, and where there are
+    /// shared experts `+ sigmoid(x_t shared_gate) * shared(x_t)`, the sigmoid only with a gate.
     ///
     /// # Shapes
     ///
@@ -133,13 +147,23 @@ impl<B: MoeBackend> Moe<B> {
         let tokens: Tensor<B, 2> = input.reshape([num_tokens, d_model]);
 
         let routing = self.router.forward(tokens.clone());
-        let shared = self.shared.as_ref().map(|shared| shared.forward(tokens.clone()));
+        let shared = self.forward_shared(&tokens);
         let (routed, found) = serve(tokens, &routing);
         let output = match shared {
             Some(shared) => routed + shared,
             None => routed,
         };
         (MoeOutput { output: output.reshape(shape), losses: self.losses(&routing), routing }, found)
+    }
+
+    fn forward_shared(&self, tokens: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+        // Not every backend multiplies an empty matrix.
+        let shared = self.shared.as_ref().filter(|_| tokens.dims()[0] > 0)?;
+        let output = shared.forward(tokens.clone());
+        Some(match &self.shared_gate {
+            Some(gate) => output * sigmoid(project(tokens.clone(), gate)),
+            None => output,
+        })
     }
 
     /// Whether a gate is the probability of its expert, and not divided by the sum of those that were chosen.
@@ -155,6 +179,11 @@ impl<B: MoeBackend> Moe<B> {
             z_coef: self.z_coef,
         }
     }
+}
+
+/// By the hyperbolic tangent: burn's portable sigmoid rounds f64 to f32.
+fn sigmoid<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    ((x * 0.5).tanh() + 1.0) * 0.5
 }
 
 /// What a forward pass yields: nothing of it stays in the module.
@@ -209,5 +238,11 @@ mod tests {
     fn an_input_of_another_width_panics() {
         let moe = MoeConfig::new(8, 16, 4, 2).init::<Flex>(&Default::default());
         moe.forward(Tensor::<Flex, 2>::ones([2, 6], &Default::default()));
+    }
+
+    #[test]
+    #[should_panic(expected = "shared_d_hidden = 0")]
+    fn a_gate_of_no_shared_experts_panics() {
+        MoeConfig::new(8, 16, 4, 2).with_shared_gate(true).init::<Flex>(&Default::default());
     }
 }

@@ -4,7 +4,7 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use moe_kernels::Activation;
 use moe_kernels::reference::{self, ExpertFfn};
-use moe_layers::{AutodiffMoeBackend, MoeConfig, SharedExperts, SharedExpertsConfig};
+use moe_layers::{AutodiffMoeBackend, Moe, MoeConfig};
 use moe_tests::{assert_close, host, on_every_backend, random, tensor};
 
 on_every_backend!(
@@ -46,30 +46,35 @@ fn numbers(activation: Activation) -> Numbers {
     }
 }
 
-fn shared<B: AutodiffMoeBackend>(activation: Activation, gate: bool, device: &B::Device) -> SharedExperts<B> {
+/// A layer whose routed experts say nothing.
+fn layer<B: AutodiffMoeBackend>(activation: Activation, gate: bool, device: &B::Device) -> Moe<B> {
     let ([_, d, f], numbers) = (SIZES, numbers(activation));
-    let mut shared = SharedExpertsConfig::new(d, f).with_activation(activation).with_gate(gate).init::<B>(device);
+    let config = MoeConfig::new(d, 4, 3, 2).with_activation(activation).with_shared_d_hidden(f).with_shared_gate(gate);
+    let mut moe = config.init::<B>(device);
+    moe.experts.w_out = moe.experts.w_out.map(|w| w.zeros_like());
+    let shared = moe.shared.as_mut().expect("it was configured");
     let param = |values: &[f64], shape| Param::from_tensor(tensor(values, shape, device));
     shared.w_in = param(&numbers.w_in, shared.w_in.dims());
     shared.w_out = param(&numbers.w_out, shared.w_out.dims());
-    shared.gate = gate.then(|| param(&numbers.gate, [d, 1]));
-    shared
+    moe.shared_gate = gate.then(|| param(&numbers.gate, [d, 1]));
+    moe
 }
 
 /// Output, and the gradients of `sum(output * grad)`.
 fn run<B: AutodiffMoeBackend>(activation: Activation, gate: bool, device: &B::Device) -> Vec<(&'static str, Vec<f64>)> {
     let ([t, d, _], numbers) = (SIZES, numbers(activation));
-    let shared = shared::<B>(activation, gate, device);
+    let moe = layer::<B>(activation, gate, device);
     let tokens = tensor::<B, 2>(&numbers.tokens, [t, d], device).require_grad();
-    let output = shared.forward(tokens.clone());
+    let output = moe.forward(tokens.clone()).output;
     let grads = (output.clone() * tensor(&numbers.grad, [t, d], device)).sum().backward();
+    let shared = moe.shared.expect("it was configured");
     let mut all = vec![
         ("output", host(output)),
         ("tokens", host(tokens.grad(&grads).expect("tracked"))),
         ("w_in", host(shared.w_in.grad(&grads).expect("tracked"))),
         ("w_out", host(shared.w_out.grad(&grads).expect("tracked"))),
     ];
-    all.extend(shared.gate.map(|gate| ("gate", host(gate.grad(&grads).expect("tracked")))));
+    all.extend(moe.shared_gate.map(|gate| ("gate", host(gate.grad(&grads).expect("tracked")))));
     all
 }
 
@@ -98,17 +103,19 @@ fn by_loops(activation: Activation, gate: bool) -> Vec<Vec<f64>> {
 }
 
 fn a_layer_adds_them_to_its_routed_experts<B: AutodiffMoeBackend>(device: &B::Device) {
-    let [t, d, f] = SIZES;
-    let moe = MoeConfig::new(d, 4, 3, 2).with_shared_d_hidden(f).with_shared_gate(true).init::<B>(device);
+    let [t, d, _] = SIZES;
     let tokens = tensor::<B, 2>(&random(t * d, 6), [t, d], device);
-    let with = moe.forward(tokens.clone()).output;
-    let shared = moe.shared.clone().expect("it was configured").forward(tokens.clone());
-    let mut routed = moe;
-    routed.shared = None;
-    assert_close("output", &host(with), &host(routed.forward(tokens).output + shared));
+    let mut moe = layer::<B>(Activation::SwiGlu, true, device);
+    let shared = host(moe.forward(tokens.clone()).output);
+    moe.experts.w_out = moe.experts.w_out.map(|w| w.ones_like());
+    let both = host(moe.forward(tokens.clone()).output);
+    (moe.shared, moe.shared_gate) = (None, None);
+    let routed = host(moe.forward(tokens).output);
+    let sum: Vec<f64> = routed.iter().zip(&shared).map(|(routed, shared)| routed + shared).collect();
+    assert_close("output", &both, &sum);
 }
 
 fn no_tokens_are_no_output<B: AutodiffMoeBackend>(device: &B::Device) {
-    let shared = shared::<B>(Activation::SwiGlu, true, device);
-    assert_eq!(shared.forward(Tensor::zeros([0, SIZES[1]], device)).dims(), [0, SIZES[1]]);
+    let moe = layer::<B>(Activation::SwiGlu, true, device);
+    assert_eq!(moe.forward(Tensor::<B, 2>::zeros([0, SIZES[1]], device)).output.dims(), [0, SIZES[1]]);
 }

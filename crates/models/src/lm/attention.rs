@@ -6,7 +6,8 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use moe_kernels::{MoeBackend, causal_attention, linear};
+use moe_kernels::{MoeBackend, causal_attention};
+use moe_layers::project;
 
 use super::cache::LayerCache;
 use super::norm::Norm;
@@ -107,12 +108,6 @@ impl<B: MoeBackend> Attention<B> {
     fn heads(&self, x: Tensor<B, 2>, heads: usize, positions: &Positions<B>) -> Tensor<B, 4> {
         x.reshape([positions.batch, positions.len, heads, self.head_dim])
     }
-}
-
-/// `x` times a weight, in the dtype of `x`.
-pub(crate) fn project<B: MoeBackend>(x: Tensor<B, 2>, weight: &Param<Tensor<B, 2>>) -> Tensor<B, 2> {
-    let weight = weight.val().cast(x.dtype());
-    linear(x, weight)
 }
 
 /// Normalises groups of as many channels as the norm has.

@@ -1,13 +1,12 @@
 //! The feed-forward half of a block: one dense network, or experts.
 
-use burn::module::{Initializer, Module, Param};
+use burn::module::{Initializer, Module};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use default_moe::{DefaultMoeOutput, DefaultVectors};
 use moe_kernels::MoeBackend;
-use moe_layers::{Activation, Moe, MoeOutput, activate};
+use moe_layers::{DenseFeedForward, DenseFeedForwardConfig, Moe, MoeOutput};
 
-use super::attention::project;
 use super::{LmConfig, MoeLayerOutput};
 
 /// Exactly one of `dense` and `moe` is there; as fields rather than an enum they give parameters readable paths.
@@ -22,22 +21,11 @@ pub struct FeedForward<B: Backend> {
     pub default_vectors: Option<DefaultVectors<B>>,
 }
 
-/// Two matrices around an activation, laid out like one expert.
-#[derive(Module, Debug)]
-pub struct DenseFeedForward<B: Backend> {
-    /// `[D, 2F]` for SwiGLU, gates first, else `[D, F]`.
-    pub w_in: Param<Tensor<B, 2>>,
-    /// `[F, D]`.
-    pub w_out: Param<Tensor<B, 2>>,
-    #[module(skip)]
-    activation: Activation,
-}
-
 impl<B: MoeBackend> FeedForward<B> {
     /// The block of layer `layer`, counted from 0.
     pub(crate) fn new(config: &LmConfig, layer: usize, device: &B::Device) -> Self {
         if !config.is_moe_layer(layer) {
-            return Self { dense: Some(DenseFeedForward::new(config, device)), moe: None, default_vectors: None };
+            return Self { dense: Some(init_dense(config, device)), moe: None, default_vectors: None };
         }
         let moe = &config.moe;
         let vectors = || moe.default.init(moe.num_experts, config.d_model, device);
@@ -73,32 +61,25 @@ impl<B: MoeBackend> FeedForward<B> {
     }
 }
 
+fn init_dense<B: MoeBackend>(config: &LmConfig, device: &B::Device) -> DenseFeedForward<B> {
+    let mut dense = DenseFeedForwardConfig::new(config.d_model, config.d_hidden)
+        .with_activation(config.activation)
+        .with_initializer(Initializer::Normal { mean: 0.0, std: config.init_std })
+        .init(device);
+    dense.w_out = residual(config).init(dense.w_out.dims(), device);
+    dense
+}
+
 fn init_moe<B: MoeBackend>(config: &LmConfig, device: &B::Device) -> Moe<B> {
     let mut moe: Moe<B> = config.moe.layer(config.d_model, config.init_std).init(device);
-    let residual = Initializer::Normal { mean: 0.0, std: config.residual_std() };
-    moe.experts.w_out = residual.init(moe.experts.w_out.dims(), device);
+    moe.experts.w_out = residual(config).init(moe.experts.w_out.dims(), device);
     if let Some(shared) = &mut moe.shared {
-        shared.w_out = residual.init(shared.w_out.dims(), device);
+        shared.w_out = residual(config).init(shared.w_out.dims(), device);
     }
     moe
 }
 
-impl<B: MoeBackend> DenseFeedForward<B> {
-    fn new(config: &LmConfig, device: &B::Device) -> Self {
-        let (d_model, d_hidden, activation) = (config.d_model, config.d_hidden, config.activation);
-        let matrix = |rows, columns, std| Initializer::Normal { mean: 0.0, std }.init([rows, columns], device);
-        Self {
-            w_in: matrix(d_model, activation.columns(d_hidden), config.init_std),
-            w_out: matrix(d_hidden, d_model, config.residual_std()),
-            activation,
-        }
-    }
-
-    /// # Shapes
-    ///
-    /// - x: `[T, D]`
-    /// - output: `[T, D]`
-    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        project(activate(self.activation, project(x, &self.w_in)), &self.w_out)
-    }
+/// For matrices whose product is added to the residual stream.
+fn residual(config: &LmConfig) -> Initializer {
+    Initializer::Normal { mean: 0.0, std: config.residual_std() }
 }

@@ -8,7 +8,8 @@
 //! `output`, `query_norm.gamma`, `key_norm.gamma`), `blocks.0.feed_forward_norm.gamma`,
 //! `blocks.0.feed_forward.dense.w_in` (`w_out`), `blocks.1.feed_forward.moe.router.weight`,
 //! `blocks.1.feed_forward.moe.experts.w_in` (`w_out`, `b_in`, `b_out`), `final_norm.gamma`, `lm_head`. Layer
-//! normalisation adds `beta` beside `gamma`, shared experts `blocks.1.feed_forward.moe.shared.w_in` (`w_out`, `gate`), default
+//! normalisation adds `beta` beside `gamma`, shared experts `blocks.1.feed_forward.moe.shared.w_in` (`w_out`) and
+//! `blocks.1.feed_forward.moe.shared_gate`, default
 //! vectors `blocks.1.feed_forward.default_vectors.values`.
 
 mod attention;
@@ -33,7 +34,7 @@ pub use attention::Attention;
 pub use block::Block;
 pub use cache::KvCache;
 pub use config::{LmConfig, LmMoeConfig, NormKind, QkNorm, RouterKind};
-pub use feed_forward::{DenseFeedForward, FeedForward};
+pub use feed_forward::FeedForward;
 pub use loss::{LmLoss, LmOutput, MoeLayerOutput, cross_entropy};
 pub use model::Lm;
 pub use norm::Norm;

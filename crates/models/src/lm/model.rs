@@ -5,8 +5,9 @@ use burn::tensor::backend::Backend;
 use burn::tensor::module::embedding;
 use burn::tensor::{DType, Int, Tensor};
 use moe_kernels::MoeBackend;
+use moe_layers::project;
 
-use super::attention::{Positions, project};
+use super::attention::Positions;
 use super::loss::cross_entropy;
 use super::rotary::Rotary;
 use super::{Block, KvCache, LmConfig, LmLoss, LmOutput, MoeLayerOutput, Norm};

@@ -1,15 +1,15 @@
 //! Expert feed-forward networks with stacked weights; they know nothing of routing.
 
-mod shared;
+mod dense;
 
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::activation::relu;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
+pub use dense::{DenseFeedForward, DenseFeedForwardConfig, project};
 pub use moe_kernels::Activation;
 use moe_kernels::{ExpertPlan, FfnWeights, MoeBackend, gelu, grouped_matmul, swiglu};
-pub use shared::{SharedExperts, SharedExpertsConfig};
 
 /// Configuration to create [`Experts`] using the [init function](ExpertsConfig::init).
 #[derive(Config, Debug)]

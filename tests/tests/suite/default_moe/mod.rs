@@ -9,7 +9,7 @@ mod torch;
 use burn::module::Param;
 use burn::tensor::Tensor;
 use default_moe::{DefaultMoe, DefaultMoeConfig, DefaultOptions, DefaultUpdate, Evaluation, Form, UpdateRule};
-use moe_layers::{AutodiffMoeBackend, MoeConfig, SharedExperts, SharedExpertsConfig};
+use moe_layers::{AutodiffMoeBackend, Moe, MoeConfig};
 use moe_tests::{CASES, assert_close, cases, host, on_every_backend, random, tensor};
 
 use oracle::Layer;
@@ -178,11 +178,15 @@ fn shared_experts_are_added_and_change_nothing_else<B: AutodiffMoeBackend>(devic
     let numbers = Layer::random(&CASES[1], UpdateRule::Weighted);
     let (t, d) = (numbers.case.tokens, numbers.case.d_model);
     let input = tensor::<B, 2>(&numbers.tokens, [t, d], device);
-    let shared = SharedExpertsConfig::new(d, 6).with_gate(true).init::<B>(device);
+    let e = numbers.case.experts;
+    let mut shared = MoeConfig::new(d, 1, e, 1).with_shared_d_hidden(6).with_shared_gate(true).init::<B>(device);
+    shared.experts.w_out = shared.experts.w_out.map(|w| w.zeros_like());
     for form in [Form::Full, Form::BackwardOnly] {
-        let pass = |shared: Option<&SharedExperts<B>>| {
+        let pass = |shared: Option<&Moe<B>>| {
             let mut layer = layer::<B>(&numbers, form, device);
-            layer.moe.shared = shared.cloned();
+            if let Some(Moe { shared, shared_gate, .. }) = shared {
+                (layer.moe.shared, layer.moe.shared_gate) = (shared.clone(), shared_gate.clone());
+            }
             let out = layer.forward(input.clone());
             let grads = (out.output.clone() * tensor(&numbers.grad, [t, d], device)).sum().backward();
             layer.absorb(&out.update.expect("a training pass"));
@@ -191,7 +195,8 @@ fn shared_experts_are_added_and_change_nothing_else<B: AutodiffMoeBackend>(devic
             let frozen = layer.vectors.forward_evaluation(&layer.moe, input.clone()).output;
             [host(out.output), host(frozen), host(layer.vectors.values.val()), router, w_in]
         };
-        let added = host(shared.forward(input.clone()));
+        let added = host(shared.forward(input.clone()).output);
+        assert!(added.iter().any(|value| value.abs() > 1e-3));
         let [mut output, mut frozen, vectors, router, w_in] = pass(None);
         for routed in [&mut output, &mut frozen] {
             routed.iter_mut().zip(&added).for_each(|(routed, added)| *routed += added);

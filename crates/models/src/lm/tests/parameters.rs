@@ -65,7 +65,7 @@ fn parameters_have_the_documented_paths() {
         "blocks.1.feed_forward.moe.experts.w_out",
         "blocks.1.feed_forward.moe.shared.w_in",
         "blocks.1.feed_forward.moe.shared.w_out",
-        "blocks.1.feed_forward.moe.shared.gate",
+        "blocks.1.feed_forward.moe.shared_gate",
         "final_norm.gamma",
         "lm_head",
     ] {

@@ -1,0 +1,104 @@
+//! One network that every token passes through: a block without experts, or the shared experts beside routed ones.
+
+use burn::config::Config;
+use burn::module::{Initializer, Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use moe_kernels::{MoeBackend, linear};
+
+use super::{Activation, activate, default_initializer};
+
+/// Configuration to create a [`DenseFeedForward`] using the [init function](DenseFeedForwardConfig::init).
+#[derive(Config, Debug)]
+pub struct DenseFeedForwardConfig {
+    /// Width of a token, `D`.
+    pub d_model: usize,
+    /// Width inside, `F`.
+    pub d_hidden: usize,
+    /// Between the two products. Default: SwiGLU
+    #[config(default = "Activation::SwiGlu")]
+    pub activation: Activation,
+    /// How the matrices start. Default: uniform in `+-1 / sqrt(fan in)`, as burn's `Linear`
+    #[config(default = "default_initializer()")]
+    pub initializer: Initializer,
+}
+
+impl DenseFeedForwardConfig {
+    /// Creates the network on `device`.
+    ///
+    /// # Panics
+    ///
+    /// Panics when a size is zero.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> DenseFeedForward<B> {
+        let (d, f) = (self.d_model, self.d_hidden);
+        assert!(d > 0 && f > 0, "DenseFeedForwardConfig: no size may be zero, got D = {d}, F = {f}");
+        let matrix = |rows, columns| self.initializer.init_with([rows, columns], Some(rows), Some(columns), device);
+        DenseFeedForward {
+            w_in: matrix(d, self.activation.columns(f)),
+            w_out: matrix(f, d),
+            activation: self.activation,
+        }
+    }
+}
+
+/// `activation(x W_in) W_out`: two matrices around an activation, laid out like one expert. Created by
+/// [`DenseFeedForwardConfig`].
+#[derive(Module, Debug)]
+pub struct DenseFeedForward<B: Backend> {
+    /// `[D, 2F]` for SwiGLU, gate columns first; otherwise `[D, F]`.
+    pub w_in: Param<Tensor<B, 2>>,
+    /// `[F, D]`.
+    pub w_out: Param<Tensor<B, 2>>,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl<B: MoeBackend> DenseFeedForward<B> {
+    /// # Shapes
+    ///
+    /// - tokens: `[T, D]`
+    /// - output: `[T, D]`, dtype of the tokens
+    ///
+    /// # Panics
+    ///
+    /// Panics when the tokens are not of width `D`.
+    pub fn forward(&self, tokens: Tensor<B, 2>) -> Tensor<B, 2> {
+        project(activate(self.activation, project(tokens, &self.w_in)), &self.w_out)
+    }
+}
+
+/// `x` times a weight, in the dtype of `x`.
+///
+/// # Shapes
+///
+/// - x: `[T, I]`
+/// - weight: `[I, O]`
+/// - output: `[T, O]`
+///
+/// # Panics
+///
+/// Panics when the two disagree on `I`.
+pub fn project<B: MoeBackend>(x: Tensor<B, 2>, weight: &Param<Tensor<B, 2>>) -> Tensor<B, 2> {
+    let weight = weight.val().cast(x.dtype());
+    linear(x, weight)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "no size may be zero")]
+    fn a_zero_width_panics() {
+        DenseFeedForwardConfig::new(4, 0).init::<Flex>(&Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "disagree on I")]
+    fn tokens_of_another_width_panic() {
+        let dense = DenseFeedForwardConfig::new(4, 6).init::<Flex>(&Default::default());
+        dense.forward(Tensor::ones([2, 3], &Default::default()));
+    }
+}
