@@ -23,6 +23,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// One layer, forward and backward, beside the bare matrix products of its shape
     Layer(LayerArgs),
+    /// Each kernel of the grouped product by itself, beside a dense product of the same FLOPs: on a GPU
+    Grouped(GroupedArgs),
     /// A whole training step of a small language model, in tokens per second
     Step(StepArgs),
     /// What default vectors cost beside plain top-K: layers, and training steps of a preset of moe-train
@@ -46,6 +48,23 @@ pub(crate) struct LayerArgs {
     pub(crate) skew: f64,
     /// Type of tokens and products; weights and routing are f32
     #[arg(long, value_enum, default_value_t)]
+    pub(crate) dtype: Dtype,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// Options of `moe-bench grouped`.
+#[derive(Args, Debug)]
+#[cfg_attr(not(feature = "cube"), expect(dead_code, reason = "a processor has no kernels to choose from"))]
+pub(crate) struct GroupedArgs {
+    /// A letter of the catalogue, or five numbers T,D,F,E,K. Default: G H
+    #[arg(long, value_name = "T,D,F,E,K|LETTER", num_args = 1..)]
+    pub(crate) shape: Vec<Shape>,
+    /// How uneven the experts' loads are: expert e has a share of 1 / (e + 1)^X. 0 is even
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = skew)]
+    pub(crate) skew: f64,
+    /// Type of the products
+    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
     pub(crate) dtype: Dtype,
     #[command(flatten)]
     pub(crate) common: CommonArgs,

@@ -10,6 +10,7 @@ mod data;
 mod default_moe;
 mod error;
 mod excitation;
+mod grouped;
 mod layer;
 mod machine;
 mod record;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     moe_train::memory::keep_freed_pages();
     let result = match Cli::parse().command {
         Command::Layer(args) => layer::run(&args),
+        Command::Grouped(args) => grouped::run(&args),
         Command::Step(args) => step::run(&args),
         Command::DefaultMoe(args) => default_moe::run(&args),
         Command::Excitation(args) => excitation::run(&args),

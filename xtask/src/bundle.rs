@@ -150,17 +150,21 @@ mod tests {
     fn one_command_runs_suites_benchmarks_and_training() {
         let (out, output) = stub_bundle("all", "", &["--torch", "/x/python", "my.txt", "--steps", "3"]);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        for line in ["suite-a", "suite-b", "moe-train train --data my.txt", "--steps 3", "all passed"] {
+        let here = std::env::current_dir().unwrap();
+        let training = format!("moe-train train --data {}/my.txt", here.display());
+        for line in ["suite-a", "suite-b", &training, "--steps 3", "all passed"] {
             assert!(said.contains(line), "{line}: {said}");
         }
         let records = out.join("results/records");
+        let kernels = format!("moe-bench grouped --rounds 7 --json {}/grouped-bf16.json", records.display());
+        assert!(said.lines().any(|said| said == kernels), "{kernels}: {said}");
         for (words, record) in [
             ("layer --gpu-shapes --dtype bf16", "layer-bf16"),
             ("layer --gpu-shapes --dtype f32", "layer-f32"),
             ("layer --gpu-shapes --dtype bf16 --skew 1", "layer-bf16-skewed"),
             ("step", "step"),
         ] {
-            let line = format!("moe-bench {words} --json {}/{record}.json --torch /x/python", records.display());
+            let line = format!("moe-bench {words} --torch /x/python --json {}/{record}.json", records.display());
             assert!(said.lines().any(|said| said == line), "{line}: {said}");
         }
         assert!(output.status.success() && records.is_dir());
@@ -181,10 +185,11 @@ mod tests {
     fn the_study_runs_alone_with_the_program_of_the_bundle() {
         let (out, output) = stub_bundle("study", "", &["--study", "novels"]);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let here = out.display();
+        let (here, data) = (out.display(), std::env::current_dir().unwrap().join("novels"));
         let line = format!(
-            "xtask reproduce default-moe --scale gpu --data novels --program {here}/bin/moe-train --out {here}/results/default-moe \
-             --runs {here}/results/default-moe/runs"
+            "xtask reproduce default-moe --scale gpu --data {} --program {here}/bin/moe-train --out {here}/results/default-moe \
+             --runs {here}/results/default-moe/runs",
+            data.display()
         );
         assert!(output.status.success() && said.contains(&line) && !said.contains("suite-a"), "{said}");
         fs::remove_dir_all(out).unwrap();

@@ -4,7 +4,7 @@
 //! of this very pass. The update is computed here and handed back; the module stays as it is.
 
 use burn::tensor::Tensor;
-use moe_kernels::{MoeBackend, divide_rows, expert_ffn_summing, sum_dim, sum_of_squares, unchosen};
+use moe_kernels::{MoeBackend, divide_rows, expert_ffn_summing, linear, sum_dim, sum_of_squares, unchosen};
 use moe_layers::{Experts, Moe, MoeLosses, Routing, dispatch};
 
 use crate::{DefaultUpdate, DefaultVectors, Evaluation, Form, UpdateRule};
@@ -143,7 +143,7 @@ impl<B: MoeBackend> DefaultVectors<B> {
             // Zero, with the gradient of the weights.
             Form::BackwardOnly => weights.clone() - weights.detach(),
         };
-        let fill = weights.cast(dtype).matmul(vectors.cast(dtype));
+        let fill = linear(weights.cast(dtype), vectors.cast(dtype));
         let energy = self.is_measuring().then(|| energy(&fill, &experts_part));
         (experts_part + fill, energy)
     }

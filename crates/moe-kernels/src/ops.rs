@@ -95,12 +95,21 @@ pub trait MoeBackend: Backend {
         portable::grouped_outer::<Self>(lhs, rhs, plan)
     }
 
-    /// `x` `[T, I]` times `weight` `[I, O]`: `[T, O]`.
-    fn moe_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::float_matmul(x, weight)
+    /// `lhs` `[.., M, K]` times `rhs` `[.., K, N]`, of the same leading dimensions: `[.., M, N]`.
+    ///
+    /// Under Fusion a product with a vector stays apart from what comes before and after it: burn 0.21 may fuse a kernel
+    /// into it that is right for other layouts only (tracel-ai/burn#5122, tracel-ai/cubek#262), which one is up to autotuning.
+    fn moe_matmul(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(lhs, rhs)
     }
 
-    /// Gradient of [`moe_linear`](Self::moe_linear) with respect to `x`: `grad` `[T, O]`, `weight` `[I, O]`, to `[T, I]`.
+    /// `x` `[T, I]` times `weight` `[I, O]`: `[T, O]`.
+    fn moe_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::moe_matmul(x, weight)
+    }
+
+    /// `grad` `[T, O]` times the transposed `weight` `[I, O]`, to `[T, I]`: the gradient of [`moe_linear`](Self::moe_linear) with
+    /// respect to `x`, and a product of its own.
     fn moe_linear_backward_x(grad: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         portable::linear_backward_x::<Self>(grad, weight)
     }

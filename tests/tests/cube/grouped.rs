@@ -23,6 +23,9 @@ const LOADS: &[Load] = &[
     Load { name: "one expert owns all", rows: &[0, 150, 0], d_in: 20, d_out: 8 },
     Load { name: "skewed, odd sizes", rows: &[1, 0, 131, 2], d_in: 19, d_out: 35 },
     Load { name: "many small experts", rows: &[3; 20], d_in: 40, d_out: 33 },
+    // More lines of tiles than are worked on together, and more than one column.
+    Load { name: "bands of tiles", rows: &[300, 5, 290], d_in: 24, d_out: 136 },
+    Load { name: "bands of tiles of a weight", rows: &[9, 4], d_in: 330, d_out: 72 },
 ];
 
 const PRODUCTS: [Product; 3] = [Product::Plain, Product::Transposed, Product::Outer];
@@ -80,9 +83,9 @@ impl Load {
 fn kernels<R: CubeRuntime>(operands: &Operands<R>) -> Vec<Kernel> {
     let problem = operands.problem();
     let limits = Limits::of(&operands.lhs.client, problem.dtype);
-    let tiles = [TileShape::SMALL, TileShape::MEDIUM, TileShape::LARGE].map(Kernel::Tiled);
-    let matrix = [MatrixTile::SMALL, MatrixTile::MEDIUM, MatrixTile::LARGE].map(Kernel::Cmma);
-    let all = [Kernel::Naive].into_iter().chain(tiles).chain(matrix);
+    let tiles = TileShape::ALL.map(|(_, tile)| Kernel::Tiled(tile));
+    let stages = |stages| MatrixTile::ALL.map(|(_, tile)| Kernel::Cmma(MatrixTile { stages, ..tile }));
+    let all = [Kernel::Naive].into_iter().chain(tiles).chain(stages(1)).chain(stages(2));
     all.filter(|kernel| check(kernel, &problem, &limits).is_ok()).collect()
 }
 

@@ -84,13 +84,16 @@ fn a_tile_beyond_the_device_names_the_limit() {
 fn what_the_sizes_ask_for_and_the_device_lacks_is_named() {
     assert_eq!(refusals(&problem(8192, 8), &large_device()), []);
     let reasons = refusals(&problem(8192, 8), &small_device());
-    assert_eq!(reasons.len(), 3);
+    assert_eq!(reasons.len(), MatrixTile::ALL.len());
     assert!(reasons.iter().all(|reason| reason.to_string().contains("no matrix unit")), "{reasons:?}");
 
     let without_memory = Limits { shared_memory: 0, ..large_device() };
     let reasons = refusals(&problem(8192, 8), &without_memory);
     assert_eq!(candidates(&problem(8192, 8), &without_memory), [Kernel::Naive]);
-    assert!(reasons.len() == 6 && reasons.iter().all(|reason| reason.to_string().contains("shared memory")));
+    assert!(
+        reasons.len() == MatrixTile::ALL.len() + TileShape::ALL.len()
+            && reasons.iter().all(|reason| reason.to_string().contains("shared memory"))
+    );
 }
 
 #[test]

@@ -1,9 +1,15 @@
 //! The product of rows with one matrix against loops in f64: values and both gradients.
 
-use moe_kernels::{AutodiffMoeBackend, linear, reference};
+use burn::tensor::Tensor;
+use moe_kernels::{AutodiffMoeBackend, linear, linear_transposed, reference};
 use moe_tests::{assert_close, host, on_every_backend_and_unfused, random, tensor};
 
-on_every_backend_and_unfused!(linear_matches_the_loop, a_transposed_input_is_read_in_its_own_order);
+on_every_backend_and_unfused!(
+    linear_matches_the_loop,
+    linear_transposed_matches_the_loop,
+    a_vector_among_the_operands_changes_nothing,
+    a_transposed_input_is_read_in_its_own_order,
+);
 
 /// `T`, `I`, `O`.
 const SHAPES: [[usize; 3]; 4] = [[1, 1, 1], [13, 7, 5], [150, 33, 70], [260, 3, 130]];
@@ -29,9 +35,51 @@ fn linear_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
     }
 }
 
+fn linear_transposed_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    for [rows, d_in, d_out] in SHAPES {
+        let (x, weight, grad) = (random(rows * d_in, 1), random(d_in * d_out, 2), random(rows * d_out, 3));
+        let turned = transposed(&weight, [d_in, d_out]);
+        let x_in = tensor::<B, 2>(&x, [rows, d_in], device).require_grad();
+        let weight_in = tensor::<B, 2>(&turned, [d_out, d_in], device).require_grad();
+        let output = linear_transposed(x_in.clone(), weight_in.clone());
+        let [y, dx, dw] = loops(&x, &weight, &grad, [rows, d_in, d_out]);
+        assert_close("output", &host(output.clone()), &y);
+        let grads = (output * tensor::<B, 2>(&grad, [rows, d_out], device)).sum().backward();
+        assert_close("gradient of x", &host(x_in.grad(&grads).expect("tracked")), &dx);
+        let dw = transposed(&dw, [d_in, d_out]);
+        assert_close("gradient of the weight", &host(weight_in.grad(&grads).expect("tracked")), &dw);
+    }
+}
+
+/// The matrix `[rows, columns]` with its columns as rows.
+fn transposed(matrix: &[f64], [rows, columns]: [usize; 2]) -> Vec<f64> {
+    (0..columns * rows).map(|i| matrix[i % rows * columns + i / rows]).collect()
+}
+
+/// What is computed from a product may be computed by its kernel, and of kernels for a vector burn 0.21 has two that are then
+/// wrong for some layouts (tracel-ai/burn#5122, tracel-ai/cubek#262). Autotuning decides, so each shape is another try.
+fn a_vector_among_the_operands_changes_nothing<B: AutodiffMoeBackend>(device: &B::Device) {
+    for [rows, d_in, d_out] in [[7, 5, 1], [40, 64, 1], [300, 16, 1], [1, 5, 7], [1, 64, 48], [9, 1, 4]] {
+        let (x, weight) = (random(rows * d_in, 1), random(d_in * d_out, 2));
+        let twice: Vec<f64> =
+            loops(&x, &weight, &vec![0.0; rows * d_out], [rows, d_in, d_out])[0].iter().map(|y| 2.0 * y).collect();
+        let turned = tensor::<B, 2>(&transposed(&weight, [d_in, d_out]), [d_out, d_in], device);
+        let (x, weight) = (tensor::<B, 2>(&x, [rows, d_in], device), tensor::<B, 2>(&weight, [d_in, d_out], device));
+        let doubled = |product: Tensor<B, 2>| host(product.clone() + product);
+        let what = format!("{rows} x {d_in} x {d_out}");
+        assert_close(&what, &doubled(linear(x.clone(), weight)), &twice);
+        assert_close(
+            &format!("{what}, transposed view"),
+            &doubled(linear(x.clone(), turned.clone().transpose())),
+            &twice,
+        );
+        assert_close(&format!("{what}, transposed"), &doubled(linear_transposed(x, turned)), &twice);
+    }
+}
+
 fn a_transposed_input_is_read_in_its_own_order<B: AutodiffMoeBackend>(device: &B::Device) {
     let (x, weight) = (random(70 * 9, 4), random(9 * 6, 5));
-    let turned: Vec<f64> = (0..9 * 70).map(|i| x[i % 70 * 9 + i / 70]).collect();
+    let turned = transposed(&x, [70, 9]);
     let x_in = tensor::<B, 2>(&turned, [9, 70], device).transpose();
     let output = linear(x_in, tensor::<B, 2>(&weight, [9, 6], device));
     assert_close("output", &host(output), &reference::grouped_matmul(&x, &weight, 9, 6, &[0; 70]));

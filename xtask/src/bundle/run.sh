@@ -38,6 +38,14 @@ if [ $# -gt 0 ]; then
 fi
 mkdir -p "$out/records" || exit 1
 
+# Kernels that one program compiled, and tile shapes it measured, serve the next: CubeCL reads this file where a program starts.
+absolute() { case $1 in /*) printf %s "$1" ;; *) printf %s "$PWD/$1" ;; esac }
+text=$(absolute "$text")
+[ -z "$study" ] || study=$(absolute "$study")
+out=$(absolute "$out")
+printf '[compilation]\ncache = "local"\n[autotune]\ncache = "local"\n' >"$out/cubecl.toml"
+cd "$out" || exit 1
+
 if [ -z "${CUDA_PATH:-}" ]; then
     compiler=$(command -v nvcc || true)
     for folder in ${compiler:+"$(dirname "$(dirname "$(readlink -f "$compiler")")")"} \
@@ -84,13 +92,18 @@ bench() {
     local name=$1
     shift
     echo "== benchmark $name" | tee -a "$out/bench.log"
-    "$here/bin/moe-bench" "$@" --json "$out/records/$name.json" ${torch[@]+"${torch[@]}"} 2>&1 | tee -a "$out/bench.log" || failed=1
+    "$here/bin/moe-bench" "$@" --json "$out/records/$name.json" 2>&1 | tee -a "$out/bench.log" || failed=1
+}
+# The same, with PyTorch taking turns if there is one.
+contest() {
+    bench "$@" ${torch[@]+"${torch[@]}"}
 }
 : >"$out/bench.log"
-bench layer-bf16 layer --gpu-shapes --dtype bf16
-bench layer-f32 layer --gpu-shapes --dtype f32
-bench layer-bf16-skewed layer --gpu-shapes --dtype bf16 --skew 1
-bench step step
+bench grouped-bf16 grouped --rounds 7
+contest layer-bf16 layer --gpu-shapes --dtype bf16
+contest layer-f32 layer --gpu-shapes --dtype f32
+contest layer-bf16-skewed layer --gpu-shapes --dtype bf16 --skew 1
+contest step step
 
 echo "== training" | tee "$out/train.log"
 "$here/bin/moe-train" train --data "$text" --out "$out/run-$(date +%Y%m%d-%H%M%S)" "$@" 2>&1 | tee -a "$out/train.log" || failed=1

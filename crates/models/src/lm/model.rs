@@ -4,7 +4,7 @@ use burn::module::{Initializer, Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::module::embedding;
 use burn::tensor::{DType, Int, Tensor};
-use moe_kernels::MoeBackend;
+use moe_kernels::{MoeBackend, linear_transposed};
 use moe_layers::project;
 
 use super::attention::Positions;
@@ -180,8 +180,8 @@ impl<B: MoeBackend> Lm<B> {
         let logits = match &self.lm_head {
             Some(head) => project(x, head),
             None => {
-                let dtype = x.dtype();
-                x.matmul(self.embedding.val().cast(dtype).transpose())
+                let weight = self.embedding.val().cast(x.dtype());
+                linear_transposed(x, weight)
             }
         };
         logits.cast(DType::F32)

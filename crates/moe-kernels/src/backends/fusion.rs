@@ -115,6 +115,15 @@ impl<B: FusionBackend + MoeBackend> MoeBackend for Fusion<B> {
         with_plan("moe_grouped_outer", [lhs, rhs], plan, shape, |[lhs, rhs], plan| B::moe_grouped_outer(lhs, rhs, plan))
     }
 
+    fn moe_matmul(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (last, mut shape) = (lhs.shape.num_dims() - 1, lhs.shape.clone());
+        if lhs.shape[last - 1] > 1 && lhs.shape[last] > 1 && rhs.shape[last] > 1 {
+            return Self::float_matmul(lhs, rhs);
+        }
+        shape[last] = rhs.shape[last];
+        float_op::<B, 2>("moe_matmul", [lhs, rhs], Vec::new(), shape, |[lhs, rhs], _, _| B::moe_matmul(lhs, rhs))
+    }
+
     fn moe_sum_dim(x: FloatTensor<Self>, dim: usize) -> FloatTensor<Self> {
         reduction::<B>("moe_sum_dim", x, dim, B::moe_sum_dim)
     }

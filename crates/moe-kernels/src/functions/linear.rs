@@ -25,3 +25,22 @@ pub fn linear<B: MoeBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B,
     assert_eq!(x.dtype(), weight.dtype(), "linear: x and weight must be of one dtype");
     tensor(B::moe_linear(primitive(x), primitive(weight)))
 }
+
+/// `x W^T` for a weight that lies transposed, as the embedding that is also the output layer does. The gradient keeps both and nothing
+/// else.
+///
+/// # Shapes
+///
+/// - x: `[T, I]`
+/// - weight: `[O, I]`, same dtype
+/// - output: `[T, O]`
+///
+/// # Panics
+///
+/// Panics when the shapes do not fit each other, or the dtypes differ.
+pub fn linear_transposed<B: MoeBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    let ([_, width], [_, d_in]) = (x.dims(), weight.dims());
+    assert_eq!(width, d_in, "linear_transposed: x [T, I] and weight [O, I] disagree on I");
+    assert_eq!(x.dtype(), weight.dtype(), "linear_transposed: x and weight must be of one dtype");
+    tensor(B::moe_linear_backward_x(primitive(x), primitive(weight)))
+}

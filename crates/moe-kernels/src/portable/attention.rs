@@ -6,7 +6,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Bool, Tensor};
 
 use super::reduce::{max_dim, sum_dim};
-use super::{accumulator, unwrap, wrap};
+use super::{accumulator, matmul, unwrap, wrap};
 use crate::MoeBackend;
 
 pub(crate) fn causal_attention<B: MoeBackend>(
@@ -19,7 +19,7 @@ pub(crate) fn causal_attention<B: MoeBackend>(
     let largest = max_dim(scores.clone(), 3);
     let weights = (scores - largest.clone()).exp();
     let sums = sum_dim(weights.clone(), 3);
-    let mixed = weights.cast(dtype).matmul(value.swap_dims(1, 2)) * sums.clone().recip().cast(dtype);
+    let mixed = matmul(weights.cast(dtype), value.swap_dims(1, 2)) * sums.clone().recip().cast(dtype);
     let lse = (sums.log() + largest).reshape([batch, heads, len]).swap_dims(1, 2);
     [unwrap(ungroup(mixed, len)), unwrap(lse)]
 }
@@ -39,19 +39,19 @@ pub(crate) fn causal_attention_backward<B: MoeBackend>(
 
     let weights = (scores(query.clone(), key.clone(), len, scale) - lse).exp();
     let along = sum_dim(grad.clone().cast(stats) * output.cast(stats), 3);
-    let grad_weights = grad.clone().matmul(value.permute([0, 2, 3, 1])).cast(stats);
+    let grad_weights = matmul(grad.clone(), value.permute([0, 2, 3, 1])).cast(stats);
     let grad_scores = (weights.clone() * (grad_weights - along)).mul_scalar(scale).cast(dtype);
 
-    let grad_value = weights.cast(dtype).swap_dims(2, 3).matmul(grad).swap_dims(1, 2);
-    let grad_key = grad_scores.clone().swap_dims(2, 3).matmul(query).swap_dims(1, 2);
-    let grad_query = ungroup(grad_scores.matmul(key.swap_dims(1, 2)), len);
+    let grad_value = matmul(weights.cast(dtype).swap_dims(2, 3), grad).swap_dims(1, 2);
+    let grad_key = matmul(grad_scores.clone().swap_dims(2, 3), query).swap_dims(1, 2);
+    let grad_query = ungroup(matmul(grad_scores, key.swap_dims(1, 2)), len);
     [unwrap(grad_query), unwrap(grad_key), unwrap(grad_value)]
 }
 
 /// Scores `[B, C, G * S, P]` in the accumulator's dtype, minus infinity where the key is later than the query.
-fn scores<B: Backend>(query: Tensor<B, 4>, key: Tensor<B, 4>, len: usize, scale: f64) -> Tensor<B, 4> {
+fn scores<B: MoeBackend>(query: Tensor<B, 4>, key: Tensor<B, 4>, len: usize, scale: f64) -> Tensor<B, 4> {
     let stats = accumulator(query.dtype());
-    let scores = query.matmul(key.permute([0, 2, 3, 1])).cast(stats).mul_scalar(scale);
+    let scores = matmul(query, key.permute([0, 2, 3, 1])).cast(stats).mul_scalar(scale);
     if len == 1 {
         return scores;
     }

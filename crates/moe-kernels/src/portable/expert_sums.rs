@@ -6,7 +6,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::ops::FloatTensor;
 
-use super::{accumulator, activate, linear, unwrap, wrap};
+use super::{accumulator, activate, linear, matmul, unwrap, wrap};
 use crate::{ExpertPlan, FfnSummed, FfnWeights, MoeBackend};
 
 pub(crate) fn expert_ffn_summing<B: MoeBackend>(
@@ -41,7 +41,7 @@ fn sums<B: MoeBackend>(
     let over_rows =
         |values: Tensor<B, 2>| wrap::<B, 3>(B::moe_grouped_outer(unwrap(share_of_row.clone()), unwrap(values), plan));
     let totals = over_rows(ones).squeeze_dim::<2>(1);
-    let mut sums = over_rows(hidden.cast(dtype)).matmul(w_out.clone().cast(dtype)).squeeze_dim::<2>(1);
+    let mut sums = matmul(over_rows(hidden.cast(dtype)), w_out.clone().cast(dtype)).squeeze_dim::<2>(1);
     if let Some(bias) = b_out {
         sums = sums + bias.clone().cast(dtype) * totals.clone();
     }

@@ -2,13 +2,15 @@
 //!
 //! A cube computes one tile `m x n` in steps of `k`; its planes share the tile as a grid, each with its own fragments.
 //! Operands keep their layout in shared memory, since matrix units read rows and columns alike. While a step is
-//! multiplied, the next one is on its way into registers.
+//! multiplied, the next one is on its way into registers; with two stages it has a place of its own in shared memory, so that cubes
+//! wait for each other once a step.
 
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, cubecl};
 
 use super::matrix_tile::padded;
+use super::raster::tile_position;
 use super::tile_map::tile_map;
 use super::window::{Window, read};
 use super::{Limits, MatrixTile, Operands, Product};
@@ -63,10 +65,10 @@ fn rows_kernel<F: Float, N: Size>(
 ) {
     let width = output.shape(1);
     let columns = width.div_ceil(tile.n());
-    let index = CUBE_POS / columns;
-    if index >= map.shape(0) {
+    if CUBE_POS >= map.shape(0) * columns {
         terminate!();
     }
+    let (index, column) = tile_position(CUBE_POS, map.shape(0), columns);
     let expert = map[index * 3] as usize;
     let (begin, end) = (map[index * 3 + 1] as usize, map[index * 3 + 2] as usize);
     if begin >= end {
@@ -76,7 +78,7 @@ fn rows_kernel<F: Float, N: Size>(
     let right = Window {
         base: expert * weight.stride(0),
         stride: weight.stride(1),
-        begin: CUBE_POS % columns * tile.n(),
+        begin: column * tile.n(),
         end: width,
         along_k: transposed,
     };
@@ -100,7 +102,7 @@ fn outer_kernel<F: Float, I: Int, N: Size>(
     if expert >= output.shape(0) {
         terminate!();
     }
-    let (line, column) = (CUBE_POS / columns % lines, CUBE_POS % columns);
+    let (line, column) = tile_position(CUBE_POS % (lines * columns), lines, columns);
     let left = Window { base: 0usize, stride: lhs.stride(0), begin: line * tile.m(), end: d_in, along_k: false };
     let right = Window { base: 0usize, stride: rhs.stride(0), begin: column * tile.n(), end: d_out, along_k: false };
     let (begin, end) = (usize::cast_from(offsets[expert]), usize::cast_from(offsets[expert + 1]));
@@ -126,8 +128,8 @@ fn multiply<F: Float, N: Size>(
     let n = N::value();
     let lhs_size = comptime!(lhs_lines * padded(lhs_line) / n);
     let rhs_size = comptime!(rhs_lines * padded(rhs_line) / n);
-    let mut lhs_tile = SharedMemory::<Vector<F, N>>::new_aligned(lhs_size, ALIGNMENT);
-    let mut rhs_tile = SharedMemory::<Vector<F, N>>::new_aligned(rhs_size, ALIGNMENT);
+    let mut lhs_tile = SharedMemory::<Vector<F, N>>::new_aligned(comptime!(tile.stages * lhs_size), ALIGNMENT);
+    let mut rhs_tile = SharedMemory::<Vector<F, N>>::new_aligned(comptime!(tile.stages * rhs_size), ALIGNMENT);
     let mut lhs_next = Array::<Vector<F, N>>::new(comptime!((lhs_lines * lhs_line / n).div_ceil(units)));
     let mut rhs_next = Array::<Vector<F, N>>::new(comptime!((rhs_lines * rhs_line / n).div_ceil(units)));
 
@@ -146,13 +148,22 @@ fn multiply<F: Float, N: Size>(
 
     fetch::<F, N>(lhs, left, k_begin, k_end, &mut lhs_next, lhs_lines, lhs_line, units);
     fetch::<F, N>(rhs, right, k_begin, k_end, &mut rhs_next, rhs_lines, rhs_line, units);
+    place::<F, N>(&lhs_next, &mut lhs_tile, 0usize.runtime(), lhs_lines, lhs_line, units);
+    place::<F, N>(&rhs_next, &mut rhs_tile, 0usize.runtime(), rhs_lines, rhs_line, units);
+    sync_cube();
+    let mut stage = 0usize.runtime();
     for k in range_stepped(k_begin, k_end, tile.k) {
-        place::<F, N>(&lhs_next, &mut lhs_tile, lhs_lines, lhs_line, units);
-        place::<F, N>(&rhs_next, &mut rhs_tile, rhs_lines, rhs_line, units);
-        sync_cube();
         fetch::<F, N>(lhs, left, k + tile.k, k_end, &mut lhs_next, lhs_lines, lhs_line, units);
         fetch::<F, N>(rhs, right, k + tile.k, k_end, &mut rhs_next, rhs_lines, rhs_line, units);
-        accumulate::<F, N>(&lhs_tile, left.along_k, &rhs_tile, right.along_k, &sums, tile);
+        let (lhs_start, rhs_start) = (stage * lhs_size, stage * rhs_size);
+        accumulate::<F, N>(&lhs_tile, lhs_start, left.along_k, &rhs_tile, rhs_start, right.along_k, &sums, tile);
+        if comptime!(tile.stages == 1) {
+            sync_cube();
+        } else {
+            stage = 1 - stage;
+        }
+        place::<F, N>(&lhs_next, &mut lhs_tile, stage * lhs_size, lhs_lines, lhs_line, units);
+        place::<F, N>(&rhs_next, &mut rhs_tile, stage * rhs_size, rhs_lines, rhs_line, units);
         sync_cube();
     }
     sums
@@ -189,11 +200,12 @@ fn fetch<F: Float, N: Size>(
     }
 }
 
-/// Writes a unit's share of a tile to shared memory.
+/// Writes a unit's share of a tile to shared memory, from vector `start` on.
 #[cube]
 fn place<F: Float, N: Size>(
     source: &Array<Vector<F, N>>,
     target: &mut SharedMemory<Vector<F, N>>,
+    start: usize,
     #[comptime] lines: usize,
     #[comptime] line_length: usize,
     #[comptime] units: usize,
@@ -206,7 +218,7 @@ fn place<F: Float, N: Size>(
         let index = UNIT_POS as usize + comptime!(i * units);
         // Where units outnumber what is left of the tile.
         if comptime!((lines * per_line).is_multiple_of(units)) || index < comptime!(lines * per_line) {
-            target[index / per_line * pitch + index % per_line] = source[i];
+            target[start + index / per_line * pitch + index % per_line] = source[i];
         }
     }
 }
@@ -214,8 +226,10 @@ fn place<F: Float, N: Size>(
 #[cube]
 fn accumulate<F: Float, N: Size>(
     lhs_tile: &SharedMemory<Vector<F, N>>,
+    lhs_start: usize,
     #[comptime] lhs_along_k: bool,
     rhs_tile: &SharedMemory<Vector<F, N>>,
+    rhs_start: usize,
     #[comptime] rhs_along_k: bool,
     sums: &Sequence<cmma::Matrix<f32>>,
     #[comptime] tile: MatrixTile,
@@ -238,6 +252,7 @@ fn accumulate<F: Float, N: Size>(
             let x = column + comptime!(j * tile.fragment.n);
             right.push(fragment::<F, N>(
                 rhs_tile,
+                rhs_start,
                 x,
                 k,
                 rhs_pitch,
@@ -250,7 +265,17 @@ fn accumulate<F: Float, N: Size>(
         #[unroll]
         for i in 0..down {
             let x = row + comptime!(i * tile.fragment.m);
-            let left = fragment::<F, N>(lhs_tile, x, k, lhs_pitch, lhs_along_k, cmma::MatrixIdent::A, lhs_layout, tile);
+            let left = fragment::<F, N>(
+                lhs_tile,
+                lhs_start,
+                x,
+                k,
+                lhs_pitch,
+                lhs_along_k,
+                cmma::MatrixIdent::A,
+                lhs_layout,
+                tile,
+            );
             #[unroll]
             for j in 0..across {
                 let sum = sums.index(comptime!(i * across + j));
@@ -263,6 +288,7 @@ fn accumulate<F: Float, N: Size>(
 #[cube]
 fn fragment<F: Float, N: Size>(
     source: &SharedMemory<Vector<F, N>>,
+    first: usize,
     x: usize,
     #[comptime] k: usize,
     #[comptime] pitch: usize,
@@ -274,13 +300,13 @@ fn fragment<F: Float, N: Size>(
     let start = if comptime!(along_k) { x * pitch + k } else { comptime!(k * pitch) + x };
     let matrix =
         unsafe { cmma::Matrix::<F>::uninitialized(ident, tile.fragment.m, tile.fragment.n, tile.fragment.k, layout) };
-    let slice = source.slice(start / N::value(), source.len());
+    let slice = source.slice(first + start / N::value(), source.len());
     cmma::load(&matrix, &slice, pitch as u32);
     matrix
 }
 
 /// Writes a plane's fragments into the matrix that begins at scalar `base` of the output, one after the other through
-/// shared memory, where each unit finds the elements that are its own to compare with the bounds.
+/// shared memory of the plane's own, where each unit finds the elements that are its own to compare with the bounds.
 #[cube]
 fn store<F: Float, N: Size>(
     sums: &Sequence<cmma::Matrix<f32>>,
@@ -307,7 +333,7 @@ fn store<F: Float, N: Size>(
             let sum = sums.index(comptime!(i * tile.fragments[1] + j));
             let mut slice = staging.slice_mut(start, start + size);
             cmma::store(&mut slice, sum, columns as u32, cmma::MatrixLayout::RowMajor);
-            sync_cube();
+            sync_plane();
             for part in range_stepped(UNIT_POS_X as usize, comptime!(size / n), plane) {
                 let row = first_row + comptime!(i * rows) + part * n / columns;
                 let column = first_column + comptime!(j * columns) + part * n % columns;
@@ -320,7 +346,7 @@ fn store<F: Float, N: Size>(
                     output[(base + row * right.end + column) / n] = value;
                 }
             }
-            sync_cube();
+            sync_plane();
         }
     }
 }

@@ -29,11 +29,13 @@ pub struct MatrixTile {
     pub fragments: [usize; 2],
     /// Products summed between two loads, a multiple of the fragment's `k`.
     pub k: usize,
+    /// Loads that shared memory has room for, 1 or 2.
+    pub stages: usize,
 }
 
 impl MatrixTile {
     const fn square(planes: [usize; 2], fragments: [usize; 2]) -> Self {
-        Self { fragment: Fragment::SQUARE, planes, fragments, k: 32 }
+        Self { fragment: Fragment::SQUARE, planes, fragments, k: 32, stages: 2 }
     }
 
     /// `32 x 64` by four planes: for experts with little load.
@@ -42,14 +44,27 @@ impl MatrixTile {
     pub const MEDIUM: Self = Self::square([2, 2], [2, 2]);
     /// `128 x 128` by eight planes.
     pub const LARGE: Self = Self::square([4, 2], [2, 4]);
+    /// `128 x 128` by four planes, `64 x 64` each: reads shared memory a third less, keeps twice as many sums in registers.
+    pub const BROAD: Self = Self::square([2, 2], [4, 4]);
+    /// `128 x 256` by eight planes, `64 x 64` each.
+    pub const WIDE: Self = Self::square([2, 4], [4, 4]);
+
+    /// All shapes under their names, small ones first.
+    pub const ALL: [(&str, Self); 5] = [
+        ("small", Self::SMALL),
+        ("medium", Self::MEDIUM),
+        ("large", Self::LARGE),
+        ("broad", Self::BROAD),
+        ("wide", Self::WIDE),
+    ];
 
     /// All shapes, the one that fits the problem first.
-    pub(super) fn for_problem(problem: &Problem) -> [Self; 3] {
+    pub(super) fn for_problem(problem: &Problem) -> [Self; 5] {
         let [m, n] = problem.typical_tile();
         match (m, n) {
-            (96.., 96..) => [Self::LARGE, Self::MEDIUM, Self::SMALL],
-            (40.., 40..) => [Self::MEDIUM, Self::SMALL, Self::LARGE],
-            _ => [Self::SMALL, Self::MEDIUM, Self::LARGE],
+            (96.., 96..) => [Self::LARGE, Self::BROAD, Self::WIDE, Self::MEDIUM, Self::SMALL],
+            (40.., 40..) => [Self::MEDIUM, Self::SMALL, Self::LARGE, Self::BROAD, Self::WIDE],
+            _ => [Self::SMALL, Self::MEDIUM, Self::LARGE, Self::BROAD, Self::WIDE],
         }
     }
 
@@ -68,10 +83,11 @@ impl MatrixTile {
         self.planes[0] * self.planes[1]
     }
 
-    /// Both tiles as the longer of their two layouts, and one fragment of f32 a plane on the way out.
+    /// Both tiles as the longer of their two layouts, once a stage, and one fragment of f32 a plane on the way out.
     pub(super) fn shared_bytes(&self, element: usize) -> usize {
         let tile = |extent: usize| (extent * padded(self.k)).max(self.k * padded(extent));
-        (tile(self.m()) + tile(self.n())) * element + self.planes() * self.fragment.m * self.fragment.n * 4
+        self.stages * (tile(self.m()) + tile(self.n())) * element
+            + self.planes() * self.fragment.m * self.fragment.n * 4
     }
 
     pub(super) fn check(&self, limits: &Limits) -> Result<(), GroupedError> {
@@ -84,6 +100,7 @@ impl MatrixTile {
         if self.k == 0
             || !self.k.is_multiple_of(self.fragment.k)
             || self.planes() * self.fragments[0] * self.fragments[1] == 0
+            || !(1..=2).contains(&self.stages)
         {
             return Err(GroupedError::Invalid(format!("{self:?}")));
         }

@@ -9,6 +9,7 @@ mod fallback;
 mod matrix_tile;
 mod naive;
 mod problem;
+mod raster;
 mod strategy;
 mod tile_map;
 mod tile_shape;

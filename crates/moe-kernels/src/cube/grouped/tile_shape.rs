@@ -25,6 +25,9 @@ impl TileShape {
     /// 256 units, 64 sums each: reads least, needs most registers.
     pub const LARGE: Self = Self { m: 128, n: 128, k: 8, unit_m: 8, unit_n: 8 };
 
+    /// All shapes under their names, small ones first.
+    pub const ALL: [(&str, Self); 3] = [("small", Self::SMALL), ("medium", Self::MEDIUM), ("large", Self::LARGE)];
+
     /// All shapes, the one that fits the problem first.
     pub(super) fn for_problem(problem: &Problem) -> [Self; 3] {
         let smallest = problem.typical_tile().into_iter().min().unwrap_or(0);

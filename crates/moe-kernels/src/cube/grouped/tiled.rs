@@ -9,6 +9,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, cubecl};
 
+use super::raster::tile_position;
 use super::tile_map::tile_map;
 use super::window::{Window, read};
 use super::{Operands, Product, TileShape};
@@ -57,10 +58,10 @@ fn rows_kernel<F: Float, A: Float, N: Size>(
 ) {
     let width = output.shape(1);
     let columns = width.div_ceil(tile.n);
-    let index = CUBE_POS / columns;
-    if index >= map.shape(0) {
+    if CUBE_POS >= map.shape(0) * columns {
         terminate!();
     }
+    let (index, column) = tile_position(CUBE_POS, map.shape(0), columns);
     let expert = map[index * 3] as usize;
     let (begin, end) = (map[index * 3 + 1] as usize, map[index * 3 + 2] as usize);
     if begin >= end {
@@ -70,7 +71,7 @@ fn rows_kernel<F: Float, A: Float, N: Size>(
     let right = Window {
         base: expert * weight.stride(0),
         stride: weight.stride(1),
-        begin: CUBE_POS % columns * tile.n,
+        begin: column * tile.n,
         end: width,
         along_k: transposed,
     };
@@ -93,7 +94,7 @@ fn outer_kernel<F: Float, A: Float, I: Int, N: Size>(
     if expert >= output.shape(0) {
         terminate!();
     }
-    let (line, column) = (CUBE_POS / columns % lines, CUBE_POS % columns);
+    let (line, column) = tile_position(CUBE_POS % (lines * columns), lines, columns);
     let left = Window { base: 0usize, stride: lhs.stride(0), begin: line * tile.m, end: d_in, along_k: false };
     let right = Window { base: 0usize, stride: rhs.stride(0), begin: column * tile.n, end: d_out, along_k: false };
     let (begin, end) = (usize::cast_from(offsets[expert]), usize::cast_from(offsets[expert + 1]));

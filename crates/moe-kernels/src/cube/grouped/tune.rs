@@ -55,10 +55,10 @@ fn shapes<R: CubeRuntime>() -> TunableSet<GroupedAutotuneKey, Operands<R>, CubeT
         Tunable::new(name, run).group(group, |_| 0)
     };
     let mut set = TunableSet::new_cloning_inputs(key::<R>);
-    for (name, tile) in [("small", TileShape::SMALL), ("medium", TileShape::MEDIUM), ("large", TileShape::LARGE)] {
+    for (name, tile) in TileShape::ALL {
         set = set.with(candidate(&format!("tiled_{name}"), Kernel::Tiled(tile), &tiled));
     }
-    for (name, tile) in [("small", MatrixTile::SMALL), ("medium", MatrixTile::MEDIUM), ("large", MatrixTile::LARGE)] {
+    for (name, tile) in MatrixTile::ALL {
         set = set.with(candidate(&format!("matrix_{name}"), Kernel::Cmma(tile), &matrix));
     }
     set
