@@ -55,7 +55,7 @@ pub(crate) struct LayerArgs {
 
 /// Options of `moe-bench grouped`.
 #[derive(Args, Debug)]
-#[cfg_attr(not(feature = "cube"), expect(dead_code, reason = "a processor has no kernels to choose from"))]
+#[cfg_attr(not(feature = "cube"), allow(dead_code, reason = "a processor has no kernels to choose from"))]
 pub(crate) struct GroupedArgs {
     /// A letter of the catalogue, or five numbers T,D,F,E,K. Default: G H
     #[arg(long, value_name = "T,D,F,E,K|LETTER", num_args = 1..)]
@@ -63,6 +63,9 @@ pub(crate) struct GroupedArgs {
     /// How uneven the experts' loads are: expert e has a share of 1 / (e + 1)^X. 0 is even
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = skew)]
     pub(crate) skew: f64,
+    /// Only products whose name contains this, such as "W_in"
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) only: String,
     /// Type of the products
     #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
     pub(crate) dtype: Dtype,

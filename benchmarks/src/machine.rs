@@ -1,6 +1,5 @@
 //! Where and with what something was measured.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,9 +23,8 @@ pub(crate) struct Machine {
     profile: &'static str,
     burn: &'static str,
     gemm: &'static str,
-    /// Of this repository; ends in `+` when files differ from it. On another machine than the one it was built on, the
-    /// commit it was built from.
-    commit: Option<String>,
+    /// What this program was built from; ends in `+` when files differed from it.
+    commit: Option<&'static str>,
     /// Device as the command line named it.
     device: String,
     /// What `nvidia-smi` says, in its order; empty where there is none.
@@ -54,7 +52,7 @@ impl Machine {
             profile: if cfg!(debug_assertions) { "dev" } else { "release" },
             burn: locked("burn"),
             gemm: locked("gemm"),
-            commit: commit().or_else(|| Some(BUILT_FROM.into()).filter(|commit: &String| !commit.is_empty())),
+            commit: Some(BUILT_FROM).filter(|commit| !commit.is_empty()),
             device: device.into(),
             gpus: gpus(&nvidia_smi().unwrap_or_default()),
         }
@@ -62,7 +60,7 @@ impl Machine {
 
     /// One line for people.
     pub(crate) fn line(&self) -> String {
-        let commit = self.commit.as_deref().map_or("no commit", |commit| &commit[..commit.len().min(9)]);
+        let commit = self.commit.map_or("no commit", |commit| &commit[..commit.len().min(9)]);
         let gpu = |gpu: &Gpu| format!(", {} ({}, driver {})", gpu.name, gpu.memory, gpu.driver);
         let gpus: String = self.gpus.iter().map(gpu).collect();
         format!(
@@ -98,18 +96,6 @@ fn locked(package: &str) -> &'static str {
     let entry = LOCK.split("[[package]]").find(|entry| entry.trim().starts_with(&format!("name = \"{package}\"\n")));
     let version = entry.and_then(|entry| entry.split("version = \"").nth(1)?.split('"').next());
     version.unwrap_or("unknown")
-}
-
-fn commit() -> Option<String> {
-    let commit = git(&["rev-parse", "HEAD"])?;
-    let changed = git(&["status", "--porcelain"])?;
-    Some(if changed.is_empty() { commit } else { commit + "+" })
-}
-
-fn git(args: &[&str]) -> Option<String> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let output = Command::new("git").current_dir(here.is_dir().then_some(here)?).args(args).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().into())
 }
 
 /// Seconds since 1970 as a date; days to years after H. Hinnant's "chrono-compatible low-level date algorithms".

@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Distribution, Tensor, TensorPrimitive};
 use burn_cubecl::CubeBackend;
+use burn_cubecl::ops::into_data_sync;
 use burn_cubecl::tensor::CubeTensor;
 use moe_kernels::cube::grouped::{Kernel, Limits, MatrixTile, Operands, Product, TileShape, check, launch};
 use moe_train::backend::Device;
@@ -20,14 +21,17 @@ type Runtime = moe_tests::CudaRuntime;
 type Runtime = moe_tests::WgpuRuntime;
 type B = CubeBackend<Runtime, f32, i32, u32>;
 
-/// Rows that are enough to tell a right product from a wrong one: the naive kernel has to compute them too.
+/// Sizes that are enough to tell a right product from a wrong one: the naive kernel has to compute it too, and the host to compare.
 const VERIFIED_ROWS: usize = 1024;
+const VERIFIED_EXPERTS: usize = 3;
+const VERIFIED_WIDTH: usize = 4096;
 /// Largest difference to the naive kernel over the largest number: both round to the type, and sum in another order.
 const TOLERANCE: f32 = 0.01;
 /// Seed of the assignment of rows to experts.
 const LOADS: u64 = 7;
 
 /// A grouped product of the layer.
+#[derive(Clone, Copy)]
 struct Task {
     name: &'static str,
     product: Product,
@@ -46,6 +50,11 @@ fn tasks(d: usize, f: usize) -> [Task; 6] {
         task("x^T dz", Product::Outer, [d, 2 * f]),
         task("h^T dy", Product::Outer, [f, d]),
     ]
+}
+
+/// What the products are called.
+pub(super) fn names() -> [&'static str; 6] {
+    tasks(1, 1).map(|task| task.name)
 }
 
 impl Task {
@@ -96,18 +105,18 @@ fn loads(rows: usize, experts: usize, skew: f64) -> Vec<usize> {
     loads
 }
 
-/// Every kernel but the naive one, under a name.
-fn kernels() -> Vec<(String, Kernel)> {
-    let matrix = MatrixTile::ALL.into_iter().flat_map(|(name, tile)| {
-        [1, 2].map(|stages| {
-            let tile = MatrixTile { stages, ..tile };
-            (format!("matrix {name} {}x{}, {stages} stages", tile.m(), tile.n()), Kernel::Cmma(tile))
-        })
-    });
-    let tiled = TileShape::ALL
-        .into_iter()
-        .map(|(name, tile)| (format!("tiled {name} {}x{}", tile.m, tile.n), Kernel::Tiled(tile)));
-    matrix.chain(tiled).collect()
+/// Those on matrix units, the usual one also without a second stage, or where there are no matrix units the tiled ones.
+fn kernels(limits: &Limits) -> Vec<(String, Kernel)> {
+    let matrix = |name: &str, tile: MatrixTile| {
+        (format!("matrix {name} {}x{}, {} stages", tile.m(), tile.n(), tile.stages), Kernel::Cmma(tile))
+    };
+    let tiled = |(name, tile): (&str, TileShape)| (format!("tiled {name} {}x{}", tile.m, tile.n), Kernel::Tiled(tile));
+    if limits.fragments.is_empty() {
+        return TileShape::ALL.map(tiled).into();
+    }
+    let mut kernels = vec![matrix("large", MatrixTile { stages: 1, ..MatrixTile::LARGE })];
+    kernels.extend(MatrixTile::ALL.map(|(name, tile)| matrix(name, tile)));
+    kernels
 }
 
 /// Verifies and times all kernels the device can run, on all products of the layer.
@@ -115,9 +124,9 @@ pub(super) fn measure(shape: &Shape, args: &GroupedArgs, device: &Device) -> Res
     let (case, dtype) = (shape.case, DType::from(args.dtype));
     tasks(case.d_model, case.d_hidden)
         .iter()
+        .filter(|task| task.name.contains(&args.only))
         .map(|task| {
-            let few = loads(shape.rows().min(VERIFIED_ROWS), case.experts, args.skew);
-            let usable = verified(task, &task.operands(&few, dtype, device))?;
+            let usable = verified(task, shape.rows(), args, case.experts, device)?;
             let operands = task.operands(&loads(shape.rows(), case.experts, args.skew), dtype, device);
             let flops = 2.0 * operands.problem().multiplications() as f64;
             let [lhs, rhs] = task.dense(shape.rows(), dtype, device);
@@ -136,29 +145,36 @@ pub(super) fn measure(shape: &Shape, args: &GroupedArgs, device: &Device) -> Res
         .collect()
 }
 
-/// The kernels that can run, after each has been compared with the naive one.
-fn verified(task: &Task, operands: &Operands<Runtime>) -> Result<Vec<(String, Kernel)>> {
+/// The kernels that can run, after each has been compared with the naive one on a few rows of a few experts.
+fn verified(
+    task: &Task,
+    rows: usize,
+    args: &GroupedArgs,
+    experts: usize,
+    device: &Device,
+) -> Result<Vec<(String, Kernel)>> {
+    let small = Task { widths: task.widths.map(|width| width.min(VERIFIED_WIDTH)), ..*task };
+    let loads = loads(rows.min(VERIFIED_ROWS), experts.min(VERIFIED_EXPERTS), args.skew);
+    let operands = small.operands(&loads, args.dtype.into(), device);
     let (problem, limits) = (operands.problem(), Limits::of(&operands.lhs.client, operands.lhs.dtype));
-    let mut usable = kernels();
+    let mut usable = kernels(&limits);
     usable.retain(|(_, kernel)| check(kernel, &problem, &limits).is_ok());
-    let run = |kernel: &Kernel| launch(operands.clone(), kernel).map_err(|error| Error::of(task.name, error));
-    let expected = flat(run(&Kernel::Naive)?);
-    let largest = expected.clone().abs().max().into_scalar();
+    let run = |kernel: &Kernel| {
+        let output = launch(operands.clone(), kernel).map_err(|error| Error::of(task.name, error))?;
+        Ok::<_, Error>(into_data_sync(output).iter::<f32>().collect::<Vec<f32>>())
+    };
+    let expected = run(&Kernel::Naive)?;
+    let largest = expected.iter().fold(0.0, |most: f32, number| most.max(number.abs()));
     for (name, kernel) in &usable {
-        let difference = (flat(run(kernel)?) - expected.clone()).abs().max().into_scalar();
-        // A NaN is no number below the tolerance.
-        if !(difference <= TOLERANCE * largest) {
-            return Err(Error::new(format!("{}: {name} is off by {difference} of {largest}", task.name)));
+        let found = run(kernel)?;
+        // A NaN is not below the tolerance.
+        let right = |(found, expected): (&f32, &f32)| (found - expected).abs() <= TOLERANCE * largest;
+        if let Some(wrong) = found.iter().zip(&expected).position(|pair| !right(pair)) {
+            let (found, expected) = (found[wrong], expected[wrong]);
+            return Err(Error::new(format!("{}: {name} computes {found} where {expected} is right", task.name)));
         }
     }
     Ok(usable)
-}
-
-/// The numbers in f32.
-fn flat(tensor: CubeTensor<Runtime>) -> Tensor<B, 1> {
-    let count = tensor.meta.num_elements();
-    let tensor = burn_cubecl::ops::reshape(tensor, [count].into());
-    Tensor::<B, 1>::from_primitive(TensorPrimitive::Float(tensor)).cast(DType::F32)
 }
 
 fn time(args: &GroupedArgs, device: &Device, mut run: impl FnMut()) -> Result<Spread> {

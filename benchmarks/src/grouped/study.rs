@@ -79,6 +79,13 @@ pub(crate) fn run(args: &GroupedArgs) -> Result<()> {
     let machine = Machine::here(&session.device_name);
     println!("{}\nTFLOP/s, and part of a dense product's rate\n", machine.line());
     let chosen = if args.shape.is_empty() { Shape::catalogue(true) } else { args.shape.clone() };
+    if !kernels::names().iter().any(|name| name.contains(&args.only)) {
+        return Err(Error::new(format!(
+            "no product is called {:?}: there are {}",
+            args.only,
+            kernels::names().join(", ")
+        )));
+    }
     let mut shapes = Vec::new();
     for shape in chosen {
         let products = kernels::measure(&shape, args, &session.device)?;

@@ -97,8 +97,9 @@ pub trait MoeBackend: Backend {
 
     /// `lhs` `[.., M, K]` times `rhs` `[.., K, N]`, of the same leading dimensions: `[.., M, N]`.
     ///
-    /// Under Fusion a product with a vector stays apart from what comes before and after it: burn 0.21 may fuse a kernel
-    /// into it that is right for other layouts only (tracel-ai/burn#5122, tracel-ai/cubek#262), which one is up to autotuning.
+    /// On CubeCL a product with a vector is one of [`moe_grouped_matmul`](Self::moe_grouped_matmul)'s kernels, and under Fusion it stays
+    /// apart from what comes before and after it: burn 0.21 may take a kernel for it that is right for other layouts only
+    /// (tracel-ai/burn#5122, tracel-ai/cubek#262); which one is up to autotuning.
     fn moe_matmul(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(lhs, rhs)
     }
@@ -332,3 +333,10 @@ pub trait MoeBackend: Backend {
 pub trait AutodiffMoeBackend: MoeBackend + AutodiffBackend<InnerBackend: MoeBackend> {}
 
 impl<B: MoeBackend + AutodiffBackend<InnerBackend: MoeBackend>> AutodiffMoeBackend for B {}
+
+/// Whether a product of matrices `[.., M, K]` and `[.., K, N]` is one with a single row, a single column, or sums of one.
+#[cfg(feature = "cube")]
+pub(crate) fn multiplies_a_vector(lhs: &burn::tensor::Shape, rhs: &burn::tensor::Shape) -> bool {
+    let last = lhs.num_dims() - 1;
+    [lhs[last - 1], lhs[last], rhs[last]].contains(&1)
+}

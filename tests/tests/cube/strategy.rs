@@ -22,7 +22,7 @@ fn problem(rows: usize, experts: usize) -> Problem {
 #[test]
 fn matrix_units_come_first_and_the_naive_kernel_last() {
     let kernels = candidates(&problem(8192, 8), &large_device());
-    assert_eq!(kernels[0], Kernel::Cmma(MatrixTile::LARGE));
+    assert_eq!(kernels[0], Kernel::Cmma(MatrixTile::BROAD));
     assert!(kernels.contains(&Kernel::Tiled(TileShape::LARGE)));
     assert_eq!(kernels.last(), Some(&Kernel::Naive));
 }
@@ -41,7 +41,7 @@ fn little_load_gets_small_tiles() {
 #[test]
 fn the_load_of_an_expert_does_not_shrink_the_tiles_of_an_outer_product() {
     let outer = Problem { product: Product::Outer, ..problem(512, 64) };
-    assert_eq!(candidates(&outer, &large_device())[0], Kernel::Cmma(MatrixTile::LARGE));
+    assert_eq!(candidates(&outer, &large_device())[0], Kernel::Cmma(MatrixTile::BROAD));
 }
 
 #[test]

@@ -146,13 +146,13 @@ fn a_matrix_of_another_width_panics() {
 
 #[test]
 #[should_panic(expected = "linear_transposed: x [T, I] and weight [O, I] disagree on I")]
-fn a_transposed_weight_of_another_width_panics() {
+fn linear_transposed_of_another_width_panics() {
     moe_kernels::linear_transposed(ones([2, 5]), ones([5, 4]));
 }
 
 #[test]
 #[should_panic(expected = "linear_transposed: x and weight must be of one dtype")]
-fn a_transposed_weight_of_another_type_panics() {
+fn linear_transposed_of_another_type_panics() {
     moe_kernels::linear_transposed(ones([2, 5]), ones([4, 5]).cast(burn::tensor::DType::BF16));
 }
 

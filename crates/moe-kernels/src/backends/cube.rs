@@ -2,11 +2,12 @@
 //!
 //! Top-K of f64 scores is the one op that reads on the host, since its kernel ranks f32.
 
-use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor, IntTensorOps};
 use burn::tensor::{DType, Tensor, TensorMetadata};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use crate::cube::grouped::{Operands, Product, product};
+use crate::cube::grouped::{Operands, Product, batched_product, product};
+use crate::ops::multiplies_a_vector;
 use crate::{ExpertPlan, MoeBackend, cube, portable};
 
 impl<R, F, I, BT> MoeBackend for CubeBackend<R, F, I, BT>
@@ -85,6 +86,21 @@ where
 
     fn moe_grouped_outer(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
         product(operands(Product::Outer, lhs, rhs, plan))
+    }
+
+    fn moe_matmul(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !multiplies_a_vector(&lhs.shape(), &rhs.shape()) {
+            return Self::float_matmul(lhs, rhs);
+        }
+        let (mut shape, width) = (lhs.shape(), rhs.shape()[rhs.shape().num_dims() - 1]);
+        let (last, device) = (shape.num_dims() - 1, lhs.device.clone());
+        let (m, rows) = (shape[last - 1], shape[..last].iter().product::<usize>());
+        if rows == 0 {
+            shape[last] = width;
+            return Self::float_zeros(shape, &device, lhs.dtype().into());
+        }
+        let offsets = Self::int_arange_step(0..(rows + 1) as i64, m, &device, I::dtype().into());
+        batched_product(lhs, rhs, offsets)
     }
 
     fn moe_swiglu(input: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -13,6 +13,7 @@ use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime, FusionTensor};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, OperationOutput, TensorIr};
 
+use crate::ops::multiplies_a_vector;
 use crate::{ExpertPlan, MoeBackend};
 
 type Runtime<B> = <B as FusionBackend>::FusionRuntime;
@@ -116,10 +117,10 @@ impl<B: FusionBackend + MoeBackend> MoeBackend for Fusion<B> {
     }
 
     fn moe_matmul(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
-        let (last, mut shape) = (lhs.shape.num_dims() - 1, lhs.shape.clone());
-        if lhs.shape[last - 1] > 1 && lhs.shape[last] > 1 && rhs.shape[last] > 1 {
+        if !multiplies_a_vector(&lhs.shape, &rhs.shape) {
             return Self::float_matmul(lhs, rhs);
         }
+        let (last, mut shape) = (lhs.shape.num_dims() - 1, lhs.shape.clone());
         shape[last] = rhs.shape[last];
         float_op::<B, 2>("moe_matmul", [lhs, rhs], Vec::new(), shape, |[lhs, rhs], _, _| B::moe_matmul(lhs, rhs))
     }

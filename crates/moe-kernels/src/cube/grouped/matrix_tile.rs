@@ -62,9 +62,9 @@ impl MatrixTile {
     pub(super) fn for_problem(problem: &Problem) -> [Self; 5] {
         let [m, n] = problem.typical_tile();
         match (m, n) {
-            (96.., 96..) => [Self::LARGE, Self::BROAD, Self::WIDE, Self::MEDIUM, Self::SMALL],
-            (40.., 40..) => [Self::MEDIUM, Self::SMALL, Self::LARGE, Self::BROAD, Self::WIDE],
-            _ => [Self::SMALL, Self::MEDIUM, Self::LARGE, Self::BROAD, Self::WIDE],
+            (96.., 96..) => [Self::BROAD, Self::LARGE, Self::WIDE, Self::MEDIUM, Self::SMALL],
+            (40.., 40..) => [Self::MEDIUM, Self::SMALL, Self::BROAD, Self::LARGE, Self::WIDE],
+            _ => [Self::SMALL, Self::MEDIUM, Self::BROAD, Self::LARGE, Self::WIDE],
         }
     }
 

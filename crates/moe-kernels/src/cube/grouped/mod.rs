@@ -26,6 +26,7 @@ pub use tune::tuned;
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::ops::numeric::zeros_client;
+use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 
 /// From this many multiplications on, a product is worth trying out every tile shape once.
@@ -73,4 +74,19 @@ pub fn launch<R: CubeRuntime>(operands: Operands<R>, kernel: &Kernel) -> Result<
         Kernel::Cmma(tile) => cmma::launch(operands, &output, tile),
     }
     Ok(output)
+}
+
+/// `lhs` `[.., M, K]` times `rhs` `[.., K, N]`, where each pair of matrices is an expert of `M` rows; `offsets` says so: `0, M, 2M, ..`.
+pub fn batched_product<R: CubeRuntime>(
+    lhs: CubeTensor<R>,
+    rhs: CubeTensor<R>,
+    offsets: CubeTensor<R>,
+) -> CubeTensor<R> {
+    let (mut shape, inner) = (lhs.meta.shape().clone(), rhs.meta.shape().clone());
+    let last = shape.num_dims() - 1;
+    let (rows, experts) = (shape[..last].iter().product(), shape[..last - 1].iter().product());
+    let (k, n) = (shape[last], inner[last]);
+    shape[last] = n;
+    let (lhs, rhs) = (reshape(lhs, [rows, k].into()), reshape(rhs, [experts, k, n].into()));
+    reshape(product(Operands { product: Product::Plain, rows, lhs, rhs, offsets }), shape)
 }
