@@ -127,21 +127,23 @@ mod tests {
     }
 
     /// A bundle whose programs only say what they were asked, and fail when asked to.
+    ///
+    /// A shell writes the programs and reads `run.sh`: a file that this process writes cannot be started while another test's
+    /// child, which has inherited it, is on its way into its own program.
     #[cfg(unix)]
     fn stub_bundle(name: &str, failing: &str, words: &[&str]) -> (std::path::PathBuf, std::process::Output) {
-        use std::os::unix::fs::PermissionsExt;
+        const STUBS: &str = r#"mkdir -p "$1/bin" && cd "$1/bin" || exit 1
+            for program in suite-a suite-b moe-bench moe-train xtask; do
+                code=0; [ "$program" != "$2" ] || code=1
+                printf '#!/bin/sh\necho %s "$@"\nexit %s\n' "$program" "$code" >"$program" && chmod +x "$program" || exit 1
+            done"#;
 
         let out = std::env::temp_dir().join(format!("moe-bundle-{name}-{}", std::process::id()));
-        fs::create_dir_all(out.join("bin")).unwrap();
-        for program in ["suite-a", "suite-b", "moe-bench", "moe-train", "xtask"] {
-            let path = out.join("bin").join(program);
-            let code = u8::from(program == failing);
-            fs::write(&path, format!("#!/bin/sh\necho {program} \"$@\"\nexit {code}\n")).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        }
+        let made = Command::new("sh").args(["-c", STUBS, "sh"]).arg(&out).arg(failing).status().unwrap();
+        assert!(made.success());
         write_script(&out.join("run.sh")).unwrap();
-        let mut run = Command::new(out.join("run.sh"));
-        let output = run.args(words).env_remove("OUT").output().unwrap();
+        let mut run = Command::new("bash");
+        let output = run.arg(out.join("run.sh")).args(words).env_remove("OUT").output().unwrap();
         (out, output)
     }
 
