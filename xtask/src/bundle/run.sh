@@ -38,13 +38,16 @@ if [ $# -gt 0 ]; then
 fi
 mkdir -p "$out/records" || exit 1
 
-# Kernels that one program compiled, and tile shapes it measured, serve the next: CubeCL reads this file where a program starts.
 absolute() { case $1 in /*) printf %s "$1" ;; *) printf %s "$PWD/$1" ;; esac }
 text=$(absolute "$text")
 [ -z "$study" ] || study=$(absolute "$study")
 out=$(absolute "$out")
-printf '[compilation]\ncache = "local"\n[autotune]\ncache = "local"\n' >"$out/cubecl.toml"
-cd "$out" || exit 1
+
+# From here on kernels that one program compiled serve the next: CubeCL reads this file where a program starts. Not for the suite, whose
+# hundreds of kernels would make each new one slow to add.
+keep_kernels() {
+    printf '[compilation]\ncache = "local"\n' >"$out/cubecl.toml" && cd "$out" || exit 1
+}
 
 if [ -z "${CUDA_PATH:-}" ]; then
     compiler=$(command -v nvcc || true)
@@ -76,6 +79,9 @@ echo "LD_LIBRARY_PATH=$LD_LIBRARY_PATH"
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null | tee "$out/gpu.txt"
 
 if [ -n "$study" ]; then
+    keep_kernels
+    # A kernel takes seconds to compile, and to try out many of them longer than a run.
+    export CUBECL_AUTOTUNE_LEVEL=${CUBECL_AUTOTUNE_LEVEL:-minimal}
     exec "$here/bin/xtask" reproduce default-moe --scale gpu --data "$study" --program "$here/bin/moe-train" \
         --out "$out/default-moe" --runs "$out/default-moe/runs"
 fi
@@ -84,7 +90,7 @@ failed=0
 : >"$out/suite.log"
 for suite in "$here"/bin/suite-*; do
     echo "== $(basename "$suite")" | tee -a "$out/suite.log"
-    "$suite" 2>&1 | tee -a "$out/suite.log" || failed=1
+    CUBECL_AUTOTUNE_LEVEL=${CUBECL_AUTOTUNE_LEVEL:-minimal} "$suite" 2>&1 | tee -a "$out/suite.log" || failed=1
 done
 
 # bench NAME ARGUMENTS..: measures, and writes records/NAME.json.
@@ -99,6 +105,7 @@ contest() {
     bench "$@" ${torch[@]+"${torch[@]}"}
 }
 : >"$out/bench.log"
+keep_kernels
 bench grouped-bf16 grouped --rounds 7
 contest layer-bf16 layer --gpu-shapes --dtype bf16
 contest layer-f32 layer --gpu-shapes --dtype f32
