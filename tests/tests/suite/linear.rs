@@ -22,32 +22,31 @@ fn loops(x: &[f64], weight: &[f64], grad: &[f64], [rows, d_in, d_out]: [usize; 3
 }
 
 fn linear_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
-    for [rows, d_in, d_out] in SHAPES {
-        let (x, weight, grad) = (random(rows * d_in, 1), random(d_in * d_out, 2), random(rows * d_out, 3));
-        let x_in = tensor::<B, 2>(&x, [rows, d_in], device).require_grad();
-        let weight_in = tensor::<B, 2>(&weight, [d_in, d_out], device).require_grad();
-        let output = linear(x_in.clone(), weight_in.clone());
-        let [y, dx, dw] = loops(&x, &weight, &grad, [rows, d_in, d_out]);
-        assert_close("output", &host(output.clone()), &y);
-        let grads = (output * tensor::<B, 2>(&grad, [rows, d_out], device)).sum().backward();
-        assert_close("gradient of x", &host(x_in.grad(&grads).expect("tracked")), &dx);
-        assert_close("gradient of the weight", &host(weight_in.grad(&grads).expect("tracked")), &dw);
-    }
+    matches_the_loop::<B>(linear, false, device);
 }
 
 fn linear_transposed_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
+    matches_the_loop::<B>(linear_transposed, true, device);
+}
+
+/// `turned` where `product` takes its weight transposed.
+fn matches_the_loop<B: AutodiffMoeBackend>(
+    product: fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
+    turned: bool,
+    device: &B::Device,
+) {
     for [rows, d_in, d_out] in SHAPES {
+        let laid = |weight: &[f64]| if turned { transposed(weight, [d_in, d_out]) } else { weight.to_vec() };
+        let shape = if turned { [d_out, d_in] } else { [d_in, d_out] };
         let (x, weight, grad) = (random(rows * d_in, 1), random(d_in * d_out, 2), random(rows * d_out, 3));
-        let turned = transposed(&weight, [d_in, d_out]);
-        let x_in = tensor::<B, 2>(&x, [rows, d_in], device).require_grad();
-        let weight_in = tensor::<B, 2>(&turned, [d_out, d_in], device).require_grad();
-        let output = linear_transposed(x_in.clone(), weight_in.clone());
         let [y, dx, dw] = loops(&x, &weight, &grad, [rows, d_in, d_out]);
+        let x_in = tensor::<B, 2>(&x, [rows, d_in], device).require_grad();
+        let weight_in = tensor::<B, 2>(&laid(&weight), shape, device).require_grad();
+        let output = product(x_in.clone(), weight_in.clone());
         assert_close("output", &host(output.clone()), &y);
         let grads = (output * tensor::<B, 2>(&grad, [rows, d_out], device)).sum().backward();
         assert_close("gradient of x", &host(x_in.grad(&grads).expect("tracked")), &dx);
-        let dw = transposed(&dw, [d_in, d_out]);
-        assert_close("gradient of the weight", &host(weight_in.grad(&grads).expect("tracked")), &dw);
+        assert_close("gradient of the weight", &host(weight_in.grad(&grads).expect("tracked")), &laid(&dw));
     }
 }
 

@@ -23,8 +23,9 @@
 //! On an NVIDIA H100 (2026-11-26, the log has the details) the kernels on matrix units were compared with the naive one in bf16, all three
 //! products, and run twice bit for bit in f32, f16 and bf16; of the suite a part has run, because each kernel takes seconds to compile
 //! there. At `T` 16384, `D` 2048, `F` 1024, `E` 64, `K` 8 the fastest tile, [`MatrixTile::BROAD`](grouped::MatrixTile::BROAD), reaches 162 to
-//! 186 TFLOP/s in the six products of a layer: 0.57 to 1.55 times burn's own dense product as it is tuned at the lowest level, and a
-//! quarter of what cuBLAS reaches in dense products of the same FLOPs (690 to 835). The aim is a half.
+//! 186 TFLOP/s in the six products of a layer: 0.57 to 1.55 times burn's own dense product as it is tuned at the lowest level
+//! (`benchmarks/h100/2026-11-26/grouped-G.json`). cuBLAS was seen to reach 690 to 835 in dense products of the same FLOPs, by a script that is no
+//! record: a quarter of that is reached, and the aim is a half.
 //!
 //! Expected to bring more, in this order: fragments loaded by `ldmatrix` for the plain `mma` instructions, which CubeCL offers
 //! beside the portable ones used here; asynchronous copies into shared memory in place of registers, three or four stages deep;

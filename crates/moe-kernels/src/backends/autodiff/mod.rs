@@ -119,11 +119,11 @@ impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
     }
 
     fn moe_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        linear::linear::<B, C, _>(linear::Plain, x, weight)
+        linear::linear::<B, C, false>(x, weight)
     }
 
     fn moe_linear_backward_x(grad: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        linear::linear::<B, C, _>(linear::Transposed, grad, weight)
+        linear::linear::<B, C, true>(grad, weight)
     }
 
     fn moe_expert_ffn(
