@@ -70,7 +70,7 @@ impl Task {
             offsets.push(offsets[offsets.len() - 1] + load as i32);
         }
         let offsets = Tensor::<B, 1, burn::tensor::Int>::from_ints(offsets.as_slice(), device).into_primitive();
-        Operands { product: self.product, rows, lhs: random([rows, left], dtype, device), rhs, offsets }
+        Operands { product: self.product, rows, partial: false, lhs: random([rows, left], dtype, device), rhs, offsets }
     }
 
     /// The dense product of the same FLOPs: all rows times one matrix.

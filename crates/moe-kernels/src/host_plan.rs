@@ -15,11 +15,11 @@ pub(crate) fn check_slots(num_slots: usize) {
 /// The slots of a routing decision sorted by expert, as plain vectors. See [`ExpertPlan`](crate::ExpertPlan).
 #[derive(Clone, Debug)]
 pub(crate) struct HostPlan {
-    /// First row of each expert and, last, the number of rows: `E + 1`.
+    /// First row of each expert and, last, the number of rows that are served: `E + 1`.
     pub(crate) offsets: Vec<usize>,
     /// Slot `t * K + k` of each row.
     pub(crate) slot_of_row: Vec<u32>,
-    /// Token `t` of each row, ascending within an expert.
+    /// Token `t` of each row, ascending within an expert. Rows that nobody serves come last.
     pub(crate) token_of_row: Vec<u32>,
 }
 
@@ -46,6 +46,13 @@ impl HostPlan {
         Self::new_sorted(offsets, slot_of_row.into_iter().map(|slot| slot as u32).collect(), top_k)
     }
 
+    /// The same with the rows of the last expert served by nobody.
+    pub(crate) fn without_last_expert(&self) -> Self {
+        let mut plan = self.clone();
+        plan.offsets.pop();
+        plan
+    }
+
     fn new_sorted(offsets: Vec<usize>, slot_of_row: Vec<u32>, top_k: usize) -> Self {
         let token_of_row = slot_of_row.iter().map(|&slot| slot / top_k as u32).collect();
         Self { offsets, slot_of_row, token_of_row }
@@ -65,6 +72,11 @@ impl HostPlan {
         self.slot_of_row.len()
     }
 
+    /// Rows that an expert serves, the first ones: all of them unless the plan is partial.
+    pub(crate) fn num_served(&self) -> usize {
+        self.offsets[self.num_experts()]
+    }
+
     /// `E`.
     pub(crate) fn num_experts(&self) -> usize {
         self.offsets.len() - 1
@@ -75,10 +87,10 @@ impl HostPlan {
         self.offsets[expert]..self.offsets[expert + 1]
     }
 
-    /// Values of the rows in the order of the slots.
+    /// Values of the rows, or of those that are served, in the order of the slots.
     #[cfg(feature = "cpu")]
     pub(crate) fn by_slot<T: Copy + Default>(&self, values: &[T]) -> Vec<T> {
-        let mut out = vec![T::default(); values.len()];
+        let mut out = vec![T::default(); self.num_rows()];
         for (&value, &slot) in values.iter().zip(&self.slot_of_row) {
             out[slot as usize] = value;
         }

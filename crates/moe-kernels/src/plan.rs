@@ -13,11 +13,15 @@ use crate::host_plan::{HostPlan, check_slots};
 ///
 /// A slot is numbered `t * K + k`; a row is a position in the sorted order. Both index tensors are permutations of
 /// `0..R`, inverse to each other, so that every gather here has a gather as its gradient. Nothing is padded.
+///
+/// In a [partial](Self::partial) plan some slots have no expert. Their rows come last, after those of the experts: a grouped
+/// product makes them zero, and [`expert_ffn`](crate::expert_ffn) does no work for them.
 #[derive(Debug, Clone)]
 pub struct ExpertPlan<B: Backend> {
     pub(crate) num_tokens: usize,
     pub(crate) top_k: usize,
     pub(crate) num_experts: usize,
+    pub(crate) partial: bool,
     pub(crate) offsets: Tensor<B, 1, Int>,
     pub(crate) slot_of_row: Tensor<B, 1, Int>,
     pub(crate) row_of_slot: Tensor<B, 1, Int>,
@@ -45,7 +49,31 @@ impl<B: MoeBackend> ExpertPlan<B> {
         B::moe_plan(experts.into_primitive(), num_experts)
     }
 
-    /// Slots per expert, `[E]`: exact integers that sum to `T * K`.
+    /// [`new`](Self::new) for slots of which some are served by nobody: dropped by a capacity, or filled up where tokens have
+    /// different numbers of experts.
+    ///
+    /// The output of such a slot is zero, and so are the gradients of its gate and of whatever it would have read.
+    ///
+    /// # Shapes
+    ///
+    /// - experts: `[T, K]`, values in `0..=num_experts`; `num_experts` is nobody
+    ///
+    /// # Panics
+    ///
+    /// As [`new`](Self::new), but with `num_experts` as an index.
+    pub fn partial(experts: Tensor<B, 2, Int>, num_experts: usize) -> Self {
+        let plan = Self::new(experts, num_experts + 1);
+        Self {
+            num_experts,
+            partial: true,
+            offsets: plan.offsets.slice(0..num_experts + 1),
+            host: plan.host.map(|host| Arc::new(host.without_last_expert())),
+            ..plan
+        }
+    }
+
+    /// Slots per expert, `[E]`: exact integers that sum to `T * K`, or in a [partial](Self::partial) plan to the number of slots
+    /// that are served.
     pub fn counts(&self) -> Tensor<B, 1, Int> {
         let last = self.num_experts + 1;
         self.offsets.clone().slice(1..last) - self.offsets.clone().slice(0..self.num_experts)
@@ -73,7 +101,13 @@ impl<B: Backend> ExpertPlan<B> {
         self.num_tokens * self.top_k
     }
 
-    /// First row of each expert and, last, `R`: `[E + 1]`.
+    /// Whether some slots may be served by nobody.
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
+    /// First row of each expert and, last, the number of rows that an expert serves, which is `R` unless the plan is
+    /// [partial](Self::partial): `[E + 1]`.
     pub fn offsets(&self) -> Tensor<B, 1, Int> {
         self.offsets.clone()
     }
@@ -112,6 +146,7 @@ impl<B: Backend> ExpertPlan<B> {
             num_tokens: self.num_tokens,
             top_k: self.top_k,
             num_experts: self.num_experts,
+            partial: self.partial,
             offsets: convert(&self.offsets),
             slot_of_row: convert(&self.slot_of_row),
             row_of_slot: convert(&self.row_of_slot),

@@ -53,6 +53,7 @@ impl Load {
         }
         Operands {
             product,
+            partial: false,
             rows: self.num_rows(),
             lhs: floats::<R>(&lhs, 1, dtype, device),
             rhs: floats::<R>(&rhs, 2, dtype, device),

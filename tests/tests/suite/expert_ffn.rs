@@ -43,19 +43,29 @@ pub(crate) fn problem(case: &Case, activation: Activation, bias: bool) -> Expert
 /// The inputs as tensors; the biases are there if `bias`.
 #[derive(Clone)]
 pub(crate) struct Inputs<B: AutodiffMoeBackend> {
-    tokens: Tensor<B, 2>,
-    gates: Tensor<B, 2>,
-    weights: FfnWeights<B>,
-    plan: ExpertPlan<B>,
+    pub(crate) tokens: Tensor<B, 2>,
+    pub(crate) gates: Tensor<B, 2>,
+    pub(crate) weights: FfnWeights<B>,
+    pub(crate) plan: ExpertPlan<B>,
 }
 
 impl<B: AutodiffMoeBackend> Inputs<B> {
     pub(crate) fn new(problem: &ExpertFfn, num_experts: usize, bias: bool, device: &B::Device) -> Self {
-        let (d, f, k) = (problem.d_model, problem.d_hidden, problem.top_k);
+        let experts: Vec<i64> = problem.experts.iter().map(|&e| e as i64).collect();
+        let shape = [problem.experts.len() / problem.top_k, problem.top_k];
+        let experts = Tensor::<B, 2, Int>::from_data(TensorData::new(experts, shape), device);
+        let mut inputs = Self::with_plan(problem, ExpertPlan::new(experts, num_experts), device);
+        if !bias {
+            (inputs.weights.b_in, inputs.weights.b_out) = (None, None);
+        }
+        inputs
+    }
+
+    /// With a plan of one's own, and biases.
+    pub(crate) fn with_plan(problem: &ExpertFfn, plan: ExpertPlan<B>, device: &B::Device) -> Self {
+        let (d, f, k, num_experts) = (problem.d_model, problem.d_hidden, problem.top_k, plan.num_experts());
         let (c, t) = (problem.activation.columns(f), problem.experts.len() / k);
         let [tokens, gates, w_in, w_out, b_in, b_out] = &problem.inputs;
-        let experts: Vec<i64> = problem.experts.iter().map(|&e| e as i64).collect();
-        let experts = Tensor::<B, 2, Int>::from_data(TensorData::new(experts, [t, k]), device);
         let matrix = |values: &[f64], shape: [usize; 2]| tensor::<B, 2>(values, shape, device).require_grad();
         let stack = |values: &[f64], shape: [usize; 3]| tensor::<B, 3>(values, shape, device).require_grad();
         Self {
@@ -64,11 +74,11 @@ impl<B: AutodiffMoeBackend> Inputs<B> {
             weights: FfnWeights {
                 w_in: stack(w_in, [num_experts, d, c]),
                 w_out: stack(w_out, [num_experts, f, d]),
-                b_in: bias.then(|| matrix(b_in, [num_experts, c])),
-                b_out: bias.then(|| matrix(b_out, [num_experts, d])),
+                b_in: Some(matrix(b_in, [num_experts, c])),
+                b_out: Some(matrix(b_out, [num_experts, d])),
                 activation: problem.activation,
             },
-            plan: ExpertPlan::new(experts, num_experts),
+            plan,
         }
     }
 

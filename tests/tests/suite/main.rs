@@ -9,6 +9,7 @@ mod layers;
 mod linear;
 mod low_precision;
 mod model;
+mod partial_plan;
 mod reduce;
 mod shared_experts;
 

@@ -32,6 +32,7 @@ where
             num_tokens: shape[0],
             top_k: shape[1],
             num_experts,
+            partial: false,
             offsets: Tensor::from_primitive(tensors.offsets),
             slot_of_row: Tensor::from_primitive(tensors.slot_of_row),
             row_of_slot: Tensor::from_primitive(tensors.row_of_slot),
@@ -124,5 +125,6 @@ where
     I: IntElement,
     BT: BoolElement,
 {
-    Operands { product, rows: plan.num_rows(), lhs, rhs, offsets: plan.offsets.clone().into_primitive() }
+    let offsets = plan.offsets.clone().into_primitive();
+    Operands { product, rows: plan.num_rows(), partial: plan.partial, lhs, rhs, offsets }
 }

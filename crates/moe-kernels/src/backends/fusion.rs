@@ -49,7 +49,7 @@ impl<B: FusionBackend + MoeBackend> MoeBackend for Fusion<B> {
                 }
             })
         };
-        Sizes { num_tokens, top_k, num_experts }.plan(tensors)
+        Sizes { num_tokens, top_k, num_experts, partial: false }.plan(tensors)
     }
 
     fn moe_dispatch(tokens: FloatTensor<Self>, plan: &ExpertPlan<Self>) -> FloatTensor<Self> {
@@ -152,14 +152,25 @@ struct Sizes {
     num_tokens: usize,
     top_k: usize,
     num_experts: usize,
+    partial: bool,
 }
 
 impl Sizes {
     /// The plan with these tensors: offsets, slot of row, row of slot, token of row.
     fn plan<B: Backend>(self, tensors: [IntTensor<B>; 4]) -> ExpertPlan<B> {
         let [offsets, slot_of_row, row_of_slot, token_of_row] = tensors.map(Tensor::from_primitive);
-        let Self { num_tokens, top_k, num_experts } = self;
-        ExpertPlan { num_tokens, top_k, num_experts, offsets, slot_of_row, row_of_slot, token_of_row, host: None }
+        let Self { num_tokens, top_k, num_experts, partial } = self;
+        ExpertPlan {
+            num_tokens,
+            top_k,
+            num_experts,
+            partial,
+            offsets,
+            slot_of_row,
+            row_of_slot,
+            token_of_row,
+            host: None,
+        }
     }
 }
 
@@ -175,7 +186,8 @@ fn with_plan<B: FusionBackend + MoeBackend, const N: usize, const D: usize>(
     shape: [usize; D],
     run: fn([FloatTensor<B>; N], &ExpertPlan<B>) -> FloatTensor<B>,
 ) -> FloatTensor<Fusion<B>> {
-    let sizes = Sizes { num_tokens: plan.num_tokens, top_k: plan.top_k, num_experts: plan.num_experts };
+    let ExpertPlan { num_tokens, top_k, num_experts, partial, .. } = *plan;
+    let sizes = Sizes { num_tokens, top_k, num_experts, partial };
     let indices = [&plan.offsets, &plan.slot_of_row, &plan.row_of_slot, &plan.token_of_row];
     let indices = indices.map(|tensor| tensor.clone().into_primitive());
     float_op::<B, N>(name, floats, indices.into(), Shape::new(shape), move |floats, op, handles| {

@@ -38,11 +38,12 @@ pub(crate) fn grouped_matmul(
             work.push((expert, block, slots));
         }
     }
+    fill(rest, 0.0);
     work.into_par_iter().for_each(|(expert, block, slots)| {
         let rows = Mat::new(&rows[block.start * d_in..block.end * d_in], block.len(), d_in);
         gemm_unset(slots, rows, matrix(expert));
     });
-    // SAFETY: the blocks are all rows in order, and a product was written to each.
+    // SAFETY: the blocks are the served rows in order, and a product was written to each; the others were filled.
     unsafe { output.assume_set(len) }
 }
 

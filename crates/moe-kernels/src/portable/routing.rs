@@ -80,6 +80,7 @@ pub(crate) fn plan<B: Backend>(experts: IntTensor<B>, num_experts: usize) -> Exp
         num_tokens,
         top_k,
         num_experts,
+        partial: false,
         offsets: int_tensor(host.offsets.iter().map(|&o| o as i32).collect(), [num_experts + 1], &device),
         slot_of_row: indices(host.slot_of_row.clone()),
         row_of_slot: indices(host.row_of_slot()),

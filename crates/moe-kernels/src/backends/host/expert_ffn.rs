@@ -77,7 +77,7 @@ pub(in crate::backends) fn forward<B: HostBackend>(
     }
     let (inputs, plan) = (Inputs::new(tokens, gates, &weights), plan.on_host());
     let problem = inputs.problem(&plan);
-    let (num_tokens, num_rows) = (problem.num_tokens(), plan.num_rows());
+    let (num_tokens, num_rows) = (problem.num_tokens(), plan.num_served());
 
     let (output_len, len) = (num_tokens * problem.d_model, num_rows * problem.columns());
     let mut output = Unset::new(output_len);
@@ -102,7 +102,7 @@ pub(in crate::backends) fn forward_summing<B: HostBackend>(
     }
     let (inputs, plan, shares) = (Inputs::new(tokens, gates, &weights), plan.on_host(), shares.contiguous());
     let problem = inputs.problem(&plan);
-    let (num_tokens, num_rows, num_experts) = (problem.num_tokens(), plan.num_rows(), plan.num_experts());
+    let (num_tokens, num_rows, num_experts) = (problem.num_tokens(), plan.num_served(), plan.num_experts());
 
     let (output_len, len) = (num_tokens * problem.d_model, num_rows * problem.columns());
     let (mut output, mut pre_activation) = (Unset::new(output_len), Unset::new(len));

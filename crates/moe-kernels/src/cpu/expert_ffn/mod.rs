@@ -5,6 +5,8 @@
 //! expert, a [`Segment`](segments::Segment). A part walks over its experts in order and adds each result to its tokens at
 //! once, in numbers of its own. So no two threads write to one place, and for a given number of threads the order of
 //! every sum is fixed.
+//!
+//! `R` is the number of rows that are served here: in a partial plan fewer than there are slots.
 
 mod backward;
 mod forward;

@@ -16,7 +16,7 @@ use crate::cpu::unset::{Unset, fill};
 pub(super) struct RowGradients {
     /// Gradient of the tokens, `[T, D]`; empty when not wanted.
     pub(super) tokens: Vec<f32>,
-    /// Gradient of the gate of each row, `[R]`.
+    /// Gradient of the gate of each row that is served, `[R]`.
     pub(super) gates: Vec<f32>,
     /// `gate * activation(z)`, `[R, F]`.
     pub(super) hidden: Vec<f32>,
@@ -41,7 +41,7 @@ struct Scratch {
 
 /// Overwrites the pre-activation `[R, C]` with its gradient.
 pub(super) fn rows_pass(problem: &Problem<'_>, pre_activation: &mut [f32], grad: &[f32], tokens: bool) -> RowGradients {
-    let (num_rows, width) = (problem.plan.num_rows(), if tokens { problem.d_model } else { 0 });
+    let (num_rows, width) = (problem.plan.num_served(), if tokens { problem.d_model } else { 0 });
     let split = Split::new(problem.plan, problem.num_tokens(), rayon::current_num_threads());
     let tokens_len = problem.num_tokens() * width;
     let lens = [tokens_len, split.extra_len(tokens_len), num_rows * problem.d_hidden];

@@ -44,7 +44,7 @@ const MAX_SHARING: usize = 4;
 impl Split {
     /// Parts of equal work, as many as there are threads; fewer when the segments would become too short.
     pub(super) fn new(plan: &HostPlan, num_tokens: usize, threads: usize) -> Self {
-        let most = (plan.num_rows() / num_tokens.max(1)).max(MAX_SHARING);
+        let most = (plan.num_served() / num_tokens.max(1)).max(MAX_SHARING);
         let sharing = (1..=most).rev().find(|&count| threads.is_multiple_of(count)).unwrap_or(1);
         let ranges = (threads / sharing).min(typical_load(plan) / MIN_ROWS).clamp(1, num_tokens.max(1));
         let boundary = |i: usize| i * num_tokens / ranges;
@@ -104,7 +104,7 @@ fn add(sum: &mut [f32], other: &[f32]) {
 /// Rows of the expert of the average row: `R / E` when the load is even, `R` when one expert has all.
 fn typical_load(plan: &HostPlan) -> usize {
     let squares = (0..plan.num_experts()).map(|expert| plan.rows_of(expert).len().pow(2));
-    squares.sum::<usize>() / plan.num_rows().max(1)
+    squares.sum::<usize>() / plan.num_served().max(1)
 }
 
 /// All rows that serve `tokens`.

@@ -85,7 +85,7 @@ fn push_shares<'a>(
             fill(rest, 0.0);
             continue;
         }
-        let wanted = (load * SHARES_PER_THREAD * threads).div_ceil(problem.plan.num_rows());
+        let wanted = (load * SHARES_PER_THREAD * threads).div_ceil(problem.plan.num_served());
         let count = if threads == 1 { 1 } else { wanted.min(height / MIN_SHARE_HEIGHT).max(1) };
         for i in 0..count {
             let range = i * height / count..(i + 1) * height / count;

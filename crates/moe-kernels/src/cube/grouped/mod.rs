@@ -88,5 +88,5 @@ pub fn batched_product<R: CubeRuntime>(
     let (k, n) = (shape[last], inner[last]);
     shape[last] = n;
     let (lhs, rhs) = (reshape(lhs, [rows, k].into()), reshape(rhs, [experts, k, n].into()));
-    reshape(product(Operands { product: Product::Plain, rows, lhs, rhs, offsets }), shape)
+    reshape(product(Operands { product: Product::Plain, rows, partial: false, lhs, rhs, offsets }), shape)
 }

@@ -39,6 +39,10 @@ fn rows_kernel<F: Float, A: Float, I: Int>(
     if row >= output.shape(0) {
         terminate!();
     }
+    let experts = weight.shape(0);
+    if usize::cast_from(offsets[experts]) <= row {
+        terminate!();
+    }
     let mut expert = 0usize;
     while usize::cast_from(offsets[expert + 1]) <= row {
         expert += 1;

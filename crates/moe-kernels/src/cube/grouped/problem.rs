@@ -2,6 +2,7 @@
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
+use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
 use serde::{Deserialize, Serialize};
 
@@ -49,11 +50,13 @@ pub struct Operands<R: CubeRuntime> {
     pub product: Product,
     /// Rows of all experts, `R`. Where it is 0 the operands of rows are not looked at.
     pub rows: usize,
+    /// Whether rows may come after those of the last expert: the output has zeros there.
+    pub partial: bool,
     /// The left rows: `[R, I]` or, [transposed](Product::Transposed), `[R, O]`.
     pub lhs: CubeTensor<R>,
     /// The weight `[E, I, O]`, or the right rows `[R, O]` of an [outer](Product::Outer) product.
     pub rhs: CubeTensor<R>,
-    /// First row of each expert and, last, `R`: `[E + 1]`, on the device.
+    /// First row of each expert and, last, the end of the last one's: `[E + 1]`, on the device.
     pub offsets: CubeTensor<R>,
 }
 
@@ -70,18 +73,21 @@ impl<R: CubeRuntime> Operands<R> {
         Problem { product: self.product, rows: self.rows, experts, lhs_width, width, dtype: self.lhs.dtype }
     }
 
-    /// Uninitialised output.
+    /// Output that is uninitialised where a kernel writes, and zero elsewhere.
     pub(super) fn output(&self) -> CubeTensor<R> {
         let p = self.problem();
         match self.product {
             Product::Outer => empty(&self.lhs, [p.experts, p.lhs_width, p.width], p.dtype),
+            _ if self.partial => {
+                zeros_client(self.lhs.client.clone(), self.lhs.device.clone(), [p.rows, p.width].into(), p.dtype)
+            }
             _ => empty(&self.lhs, [p.rows, p.width], p.dtype),
         }
     }
 
     /// The same operands in layouts that kernels read.
     pub(super) fn readable(self) -> Self {
-        let Self { product, rows, lhs, rhs, offsets } = self;
-        Self { product, rows, lhs: rows_in_order(lhs), rhs: rows_in_order(rhs), offsets: flat(offsets) }
+        let Self { product, rows, partial, lhs, rhs, offsets } = self;
+        Self { product, rows, partial, lhs: rows_in_order(lhs), rhs: rows_in_order(rhs), offsets: flat(offsets) }
     }
 }
