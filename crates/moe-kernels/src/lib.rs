@@ -123,7 +123,7 @@ pub use activation::Activation;
 pub use adamw::AdamWStep;
 pub use ffn::{FfnGrads, FfnNeeds, FfnSaved, FfnSummed, FfnWeights};
 pub use functions::{
-    adamw_step, causal_attention, combine_rows, cross_entropy_rows, dispatch_rows, divide_rows, expert_ffn,
+    adamw_step, causal_attention, chosen, combine_rows, cross_entropy_rows, dispatch_rows, divide_rows, expert_ffn,
     expert_ffn_summing, gelu, grouped_matmul, grouped_matmul_transposed, grouped_outer, layer_norm, linear,
     linear_transposed, log_sum_exp_rows, rms_norm, rotary, softmax_rows, sum_dim, sum_of_squares, swiglu, top_k,
     unchosen,

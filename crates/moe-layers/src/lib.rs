@@ -41,11 +41,15 @@
 //! | part | what it is |
 //! |---|---|
 //! | [`TopKRouter`] | softmax over all experts, then top-K; renormalised on request; always in f32 |
+//! | [`router`] | the other routers, and a table of when to use which |
 //! | [`Experts`] | weights stacked as `[E, D, F]`: SwiGLU, GELU or ReLU, with or without biases |
 //! | [`Moe::shared`] | shared experts: a [`DenseFeedForward`] beside them that every token passes through, with or without a gate |
 //! | [`dispatch::grouped`] | dropless: sort by expert, grouped products, combine; no padding |
 //! | [`dispatch::dense`] | every expert on every token: slow, obvious, the oracle of the tests |
-//! | [`load_balance_loss`], [`router_z_loss`] | auxiliary losses, each naming its convention |
+//! | [`dispatch::Capacity`] | slots beyond the capacity of an expert are dropped, by one of three policies |
+//! | [`SoftMoe`] | experts work on averages of tokens: no choice, nothing dropped |
+//! | [`load_balance_loss`], [`router_z_loss`], [`importance_loss`], [`load_loss`] | auxiliary losses, each naming its convention |
+//! | [`upcycle`] | a dense feed-forward network becomes a layer of experts |
 //! | [`RoutingStats`] | counts, load ratio, idle experts, entropies, gate mass |
 //!
 //! # Data types
@@ -59,14 +63,20 @@ pub mod dispatch;
 mod experts;
 mod loss;
 mod moe;
-mod router;
+pub mod router;
 mod routing;
+mod soft_moe;
 mod stats;
+pub mod upcycle;
 
 pub use experts::{Activation, DenseFeedForward, DenseFeedForwardConfig, Experts, ExpertsConfig, activate, project};
-pub use loss::{BalanceConvention, load_balance_loss, load_balance_loss_pooled, router_z_loss};
+pub use loss::{
+    BalanceConvention, importance_loss, load_balance_loss, load_balance_loss_pooled, load_loss, router_z_loss,
+    sequence_balance_loss,
+};
 pub use moe::{Moe, MoeConfig, MoeLosses, MoeOutput};
 pub use moe_kernels::{AutodiffMoeBackend, ExpertPlan, MoeBackend};
-pub use router::{TopKRouter, TopKRouterConfig};
-pub use routing::Routing;
+pub use router::{ExpertLoad, Router, RouterConfig, RouterRule, TopKRouter, TopKRouterConfig};
+pub use routing::{RouterNoise, Routing};
+pub use soft_moe::{SoftMoe, SoftMoeConfig};
 pub use stats::RoutingStats;

@@ -2,14 +2,16 @@
 
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
 use moe_kernels::MoeBackend;
 
-use crate::dispatch;
+use crate::dispatch::{self, Capacity};
+use crate::router::scores::sigmoid;
 use crate::{
-    Activation, BalanceConvention, DenseFeedForward, DenseFeedForwardConfig, Experts, ExpertsConfig, Routing,
-    TopKRouter, TopKRouterConfig, load_balance_loss, project, router_z_loss,
+    Activation, BalanceConvention, DenseFeedForward, DenseFeedForwardConfig, Experts, ExpertsConfig, Router,
+    RouterConfig, RouterRule, Routing, importance_loss, load_balance_loss, load_loss, project, router_z_loss,
+    sequence_balance_loss,
 };
 
 /// Configuration to create a [`Moe`] using the [init function](MoeConfig::init).
@@ -26,6 +28,12 @@ pub struct MoeConfig {
     /// Divide the gates of a token by their sum. Default: false
     #[config(default = false)]
     pub normalize_gates: bool,
+    /// Who chooses. Default: softmax top-K
+    #[config(default = "RouterRule::TopK")]
+    pub router: RouterRule,
+    /// How many slots an expert serves at most. Default: `None`, any number
+    #[config(default = "None")]
+    pub capacity: Option<Capacity>,
     /// Inside the experts, shared ones too. Default: SwiGLU
     #[config(default = "Activation::SwiGlu")]
     pub activation: Activation,
@@ -49,21 +57,61 @@ pub struct MoeConfig {
     /// Weight of the router z-loss. Default: 0 (ST-MoE uses 0.001)
     #[config(default = 0.0)]
     pub z_coef: f64,
+    /// Weight of the [importance loss](importance_loss). Default: 0 (V-MoE: 0.005)
+    #[config(default = 0.0)]
+    pub importance_coef: f64,
+    /// Weight of the [load loss](load_loss) of a noisy router. Default: 0 (V-MoE: 0.005)
+    #[config(default = 0.0)]
+    pub load_coef: f64,
     /// How router and experts start. Default: uniform in `+-1 / sqrt(fan in)`, as burn's `Linear`
     #[config(default = "crate::experts::default_initializer()")]
     pub initializer: Initializer,
 }
 
 impl MoeConfig {
+    /// What contradicts itself.
+    ///
+    /// # Errors
+    ///
+    /// Says which field is wrong, and what it may be.
+    pub fn validate(&self) -> Result<(), String> {
+        match &self.router {
+            RouterRule::Sigmoid(options) => options.validate(self.num_experts, self.top_k)?,
+            RouterRule::Relu(options) => options.validate()?,
+            _ => {}
+        }
+        if !self.router.chooses_k() && self.balance == BalanceConvention::Sequence {
+            return Err(
+                "the balance of sequences needs tokens with K experts each, which this router does not give".into()
+            );
+        }
+        if self.load_coef != 0.0 && !matches!(self.router, RouterRule::NoisyTopK(_)) {
+            return Err(format!("load_coef = {} needs a router with noise, noisy-top-k", self.load_coef));
+        }
+        if self.shared_gate && self.shared_d_hidden == 0 {
+            return Err("shared_gate is set, but shared_d_hidden = 0: there are no shared experts".into());
+        }
+        match &self.capacity {
+            Some(Capacity { factor, .. }) if !(*factor > 0.0 && factor.is_finite()) => {
+                Err(format!("the factor of the capacity is {factor}; it must be a finite number above 0"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Creates the layer on `device`.
     ///
     /// # Panics
     ///
-    /// Panics unless `1 <= top_k <= num_experts` and no size but `shared_d_hidden` is zero, and when `shared_gate` is set without
-    /// shared experts.
+    /// Panics unless `1 <= top_k <= num_experts` and no size but `shared_d_hidden` is zero, and with the message of
+    /// [`validate`](Self::validate).
     pub fn init<B: Backend>(&self, device: &B::Device) -> Moe<B> {
-        let router = TopKRouterConfig::new(self.d_model, self.num_experts, self.top_k)
+        if let Err(error) = self.validate() {
+            panic!("MoeConfig: {error}");
+        }
+        let router = RouterConfig::new(self.d_model, self.num_experts, self.top_k)
             .with_normalize_gates(self.normalize_gates)
+            .with_rule(self.router.clone())
             .with_initializer(self.initializer.clone());
         let experts = ExpertsConfig::new(self.num_experts, self.d_model, self.d_hidden)
             .with_activation(self.activation)
@@ -74,9 +122,12 @@ impl MoeConfig {
             experts: experts.init(device),
             shared: self.init_shared(device),
             shared_gate: self.init_shared_gate(device),
+            capacity: self.capacity.clone(),
             balance: self.balance,
             balance_coef: self.balance_coef,
             z_coef: self.z_coef,
+            importance_coef: self.importance_coef,
+            load_coef: self.load_coef,
         }
     }
 
@@ -88,10 +139,6 @@ impl MoeConfig {
     }
 
     fn init_shared_gate<B: Backend>(&self, device: &B::Device) -> Option<Param<Tensor<B, 2>>> {
-        assert!(
-            !self.shared_gate || self.shared_d_hidden > 0,
-            "MoeConfig: shared_gate is set, but shared_d_hidden = 0: there are no shared experts"
-        );
         let d = self.d_model;
         self.shared_gate.then(|| self.initializer.init_with([d, 1], Some(d), Some(1), device))
     }
@@ -101,7 +148,7 @@ impl MoeConfig {
 #[derive(Module, Debug)]
 pub struct Moe<B: Backend> {
     /// Chooses the experts.
-    pub router: TopKRouter<B>,
+    pub router: Router<B>,
     /// The feed-forward networks.
     pub experts: Experts<B>,
     /// Those that every token passes through, where there are any.
@@ -109,9 +156,13 @@ pub struct Moe<B: Backend> {
     /// Their gate, where it is configured, `[D, 1]`.
     pub shared_gate: Option<Param<Tensor<B, 2>>>,
     #[module(skip)]
+    capacity: Option<Capacity>,
+    #[module(skip)]
     balance: BalanceConvention,
     balance_coef: f64,
     z_coef: f64,
+    importance_coef: f64,
+    load_coef: f64,
 }
 
 impl<B: MoeBackend> Moe<B> {
@@ -120,14 +171,31 @@ impl<B: MoeBackend> Moe<B> {
     ///
     /// # Shapes
     ///
-    /// - input: `[.., D]`, any leading dimensions; they are the `T` tokens
+    /// - input: `[.., S, D]`, any leading dimensions; with `S` they are the `T` tokens
     /// - output: the shape and dtype of the input
+    ///
+    /// `S` is the length of a sequence, for a balance loss of sequences; nothing else looks at it.
+    ///
+    /// # Panics
+    ///
+    /// Panics when the last dimension is not `D`, and with a hash router, which needs [`forward_ids`](Self::forward_ids).
+    pub fn forward<const N: usize>(&self, input: Tensor<B, N>) -> MoeOutput<B, N> {
+        self.forward_with(input, |tokens, routing| (dispatch::grouped(tokens, &self.experts, routing), ())).0
+    }
+
+    /// [`forward`](Self::forward) for tokens whose ids are known, which a hash router looks at and no other.
+    ///
+    /// # Shapes
+    ///
+    /// - input: `[.., S, D]`
+    /// - ids: `[T]`, in the order of the tokens
     ///
     /// # Panics
     ///
     /// Panics when the last dimension is not `D`.
-    pub fn forward<const N: usize>(&self, input: Tensor<B, N>) -> MoeOutput<B, N> {
-        self.forward_with(input, |tokens, routing| (dispatch::grouped(tokens, &self.experts, routing), ())).0
+    pub fn forward_ids<const N: usize>(&self, input: Tensor<B, N>, ids: Tensor<B, 1, Int>) -> MoeOutput<B, N> {
+        let route = |tokens| self.router.forward_ids(tokens, ids);
+        self.run(input, route, |tokens, routing| (dispatch::grouped(tokens, &self.experts, routing), ())).0
     }
 
     /// [`forward`](Self::forward) with `serve` in the place of dispatch: it takes the tokens `[T, D]` and the decision
@@ -141,19 +209,34 @@ impl<B: MoeBackend> Moe<B> {
         input: Tensor<B, N>,
         serve: impl FnOnce(Tensor<B, 2>, &Routing<B>) -> (Tensor<B, 2>, R),
     ) -> (MoeOutput<B, N>, R) {
+        self.run(input, |tokens| self.router.forward(tokens), serve)
+    }
+
+    fn run<const N: usize, R>(
+        &self,
+        input: Tensor<B, N>,
+        route: impl FnOnce(Tensor<B, 2>) -> Routing<B>,
+        serve: impl FnOnce(Tensor<B, 2>, &Routing<B>) -> (Tensor<B, 2>, R),
+    ) -> (MoeOutput<B, N>, R) {
         let shape = input.dims();
         let d_model = shape[N - 1];
         let num_tokens = shape[..N - 1].iter().product::<usize>();
         let tokens: Tensor<B, 2> = input.reshape([num_tokens, d_model]);
 
-        let routing = self.router.forward(tokens.clone());
+        let routing = route(tokens.clone());
+        let num_sequences = if N > 2 { shape[..N - 2].iter().product() } else { 1 };
+        let losses = self.losses(&routing, num_sequences);
+        let routing = match &self.capacity {
+            Some(capacity) => capacity.apply(routing),
+            None => routing,
+        };
         let shared = self.forward_shared(&tokens);
         let (routed, found) = serve(tokens, &routing);
         let output = match shared {
             Some(shared) => routed + shared,
             None => routed,
         };
-        (MoeOutput { output: output.reshape(shape), losses: self.losses(&routing), routing }, found)
+        (MoeOutput { output: output.reshape(shape), losses, routing }, found)
     }
 
     fn forward_shared(&self, tokens: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
@@ -166,24 +249,28 @@ impl<B: MoeBackend> Moe<B> {
         })
     }
 
-    /// Whether a gate is the probability of its expert, and not divided by the sum of those that were chosen.
-    pub fn gates_are_probs(&self) -> bool {
-        !self.router.normalizes_gates()
-    }
-
-    fn losses(&self, routing: &Routing<B>) -> MoeLosses<B> {
+    fn losses(&self, routing: &Routing<B>, num_sequences: usize) -> MoeLosses<B> {
+        let balance = match self.balance {
+            BalanceConvention::Sequence if routing.num_tokens() > 0 => sequence_balance_loss(routing, num_sequences),
+            convention => load_balance_loss(routing, convention),
+        };
         MoeLosses {
-            balance: load_balance_loss(routing, self.balance),
+            balance,
             z: router_z_loss(routing),
+            other: self.other_losses(routing),
             balance_coef: self.balance_coef,
             z_coef: self.z_coef,
         }
     }
-}
 
-/// By the hyperbolic tangent: burn's portable sigmoid rounds f64 to f32.
-fn sigmoid<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
-    ((x * 0.5).tanh() + 1.0) * 0.5
+    fn other_losses(&self, routing: &Routing<B>) -> Option<Tensor<B, 1>> {
+        let weighted = [
+            (self.importance_coef != 0.0).then(|| importance_loss(routing) * self.importance_coef),
+            (self.load_coef != 0.0).then(|| load_loss(routing) * self.load_coef),
+            self.router.own_loss(routing),
+        ];
+        weighted.into_iter().flatten().reduce(|a, b| a + b)
+    }
 }
 
 /// What a forward pass yields: nothing of it stays in the module.
@@ -204,6 +291,8 @@ pub struct MoeLosses<B: Backend> {
     pub balance: Tensor<B, 1>,
     /// Router z-loss, unweighted, `[1]`.
     pub z: Tensor<B, 1>,
+    /// Sum of the importance loss, the load loss and the [router's own](Router::own_loss), weighted, `[1]`; where there are any.
+    pub other: Option<Tensor<B, 1>>,
     /// Weight of `balance`.
     pub balance_coef: f64,
     /// Weight of `z`.
@@ -211,9 +300,13 @@ pub struct MoeLosses<B: Backend> {
 }
 
 impl<B: Backend> MoeLosses<B> {
-    /// The sum to add to the training loss, `[1]`: `balance_coef * balance + z_coef * z`.
+    /// The sum to add to the training loss, `[1]`: `balance_coef * balance + z_coef * z`, and the others.
     pub fn weighted(&self) -> Tensor<B, 1> {
-        self.balance.clone() * self.balance_coef + self.z.clone() * self.z_coef
+        let sum = self.balance.clone() * self.balance_coef + self.z.clone() * self.z_coef;
+        match &self.other {
+            Some(other) => sum + other.clone(),
+            None => sum,
+        }
     }
 }
 

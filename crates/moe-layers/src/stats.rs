@@ -22,6 +22,9 @@ pub struct RoutingStats {
     /// `(1 / T) sum_t sum_k p_{t, e_tk}`, in `[K / E, 1]`: the probability that the chosen experts hold, before any
     /// renormalisation.
     pub gate_mass: f64,
+    /// Share of the chosen slots that a capacity dropped, in `[0, 1]`; 0 without a capacity.
+    #[serde(default)]
+    pub drop_rate: f64,
 }
 
 impl RoutingStats {
@@ -29,10 +32,11 @@ impl RoutingStats {
     pub fn from_routing<B: MoeBackend>(routing: &Routing<B>) -> Self {
         let counts: Vec<u64> = routing.counts().into_data().iter::<i64>().map(|n| n as u64).collect();
         let [router_entropy, gate_mass] = means_over_tokens(routing);
-        Self { router_entropy, gate_mass, ..Self::from_counts(counts) }
+        let drop_rate = drop_rate(routing, counts.iter().sum());
+        Self { router_entropy, gate_mass, drop_rate, ..Self::from_counts(counts) }
     }
 
-    /// The part that follows from the counts; `router_entropy` and `gate_mass` are 0.
+    /// The part that follows from the counts; the rest is 0.
     pub fn from_counts(expert_counts: Vec<u64>) -> Self {
         let total: u64 = expert_counts.iter().sum();
         let mean = total as f64 / expert_counts.len().max(1) as f64;
@@ -43,6 +47,7 @@ impl RoutingStats {
             load_entropy: normalized_entropy(&expert_counts),
             router_entropy: 0.0,
             gate_mass: 0.0,
+            drop_rate: 0.0,
             expert_counts,
         }
     }
@@ -61,6 +66,12 @@ fn normalized_entropy(counts: &[u64]) -> f64 {
     }
 }
 
+fn drop_rate<B: MoeBackend>(routing: &Routing<B>, served: u64) -> f64 {
+    let Some(chosen) = &routing.before_capacity else { return 0.0 };
+    let chosen: i64 = chosen.to_data().iter::<i64>().sum();
+    if chosen == 0 { 0.0 } else { 1.0 - served as f64 / chosen as f64 }
+}
+
 /// Router entropy and gate mass, in one read.
 fn means_over_tokens<B: MoeBackend>(routing: &Routing<B>) -> [f64; 2] {
     let tokens = routing.num_tokens();
@@ -68,7 +79,9 @@ fn means_over_tokens<B: MoeBackend>(routing: &Routing<B>) -> [f64; 2] {
         return [0.0; 2];
     }
     let probs = routing.probs.clone().detach();
-    let mass = probs.clone().gather(1, routing.experts.clone()).sum();
+    // A column for the slots of nobody.
+    let nobodys = Tensor::zeros([tokens, 1], (&probs.device(), probs.dtype()));
+    let mass = Tensor::cat(vec![probs.clone(), nobodys], 1).gather(1, routing.experts.clone()).sum();
     // The clamp only turns 0 * ln 0 into 0.
     let entropy = (probs.clone() * probs.clamp_min(f32::MIN_POSITIVE).log()).sum().neg();
     let sums: Vec<f64> = Tensor::cat(vec![entropy, mass], 0).into_data().iter::<f64>().collect();

@@ -22,7 +22,7 @@ pub use norm::{layer_norm, rms_norm};
 pub use optim::{adamw_step, sum_of_squares};
 pub use reduce::{divide_rows, sum_dim};
 pub use rotary::rotary;
-pub use routing::{top_k, unchosen};
+pub use routing::{chosen, top_k, unchosen};
 pub use rows::{combine_rows, dispatch_rows};
 pub use softmax::{cross_entropy_rows, log_sum_exp_rows, softmax_rows};
 

@@ -26,6 +26,22 @@ pub fn top_k<B: MoeBackend>(scores: Tensor<B, 2>, k: usize) -> (Tensor<B, 2>, Te
     (values, Tensor::from_primitive(indices))
 }
 
+/// The scores at `indices`; their gradient goes back to where they came from, without a scatter.
+///
+/// # Shapes
+///
+/// - scores: `[T, E]`
+/// - indices: `[T, K]`, values in `0..E`, distinct within a row
+/// - output: `[T, K]`
+///
+/// # Panics
+///
+/// Panics when the shapes disagree on `T`. An index out of range panics on a CPU backend.
+pub fn chosen<B: MoeBackend>(scores: Tensor<B, 2>, indices: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+    assert_eq!(scores.dims()[0], indices.dims()[0], "chosen: scores [T, E] and indices [T, K] disagree on T");
+    tensor(B::moe_top_k_values(primitive(scores), indices.into_primitive()))
+}
+
 /// The scores with zeros at the chosen columns of each row, and the gradient so too.
 ///
 /// # Shapes

@@ -53,6 +53,13 @@ pub struct DenseFeedForward<B: Backend> {
     activation: Activation,
 }
 
+impl<B: Backend> DenseFeedForward<B> {
+    /// Between the two products.
+    pub fn activation(&self) -> Activation {
+        self.activation
+    }
+}
+
 impl<B: MoeBackend> DenseFeedForward<B> {
     /// # Shapes
     ///

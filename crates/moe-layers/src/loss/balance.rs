@@ -6,7 +6,7 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
-use moe_kernels::{MoeBackend, sum_dim};
+use moe_kernels::{MoeBackend, sum_dim, unchosen};
 use serde::{Deserialize, Serialize};
 
 use super::zero;
@@ -26,23 +26,58 @@ pub enum BalanceConvention {
     /// Share of first choices only. GShard ([Lepikhin et al., 2020](https://arxiv.org/abs/2006.16668)), V-MoE, Tutel.
     #[serde(rename = "gshard")]
     GShard,
+    /// As `Switch`, for each sequence by itself: [`sequence_balance_loss`]. DeepSeek-V3.
+    Sequence,
 }
 
 /// The load-balance loss of one layer, `[1]`, f32; 0 for an empty batch.
 ///
-/// Its gradient flows through the probabilities only.
+/// Its gradient flows through the probabilities only. [`BalanceConvention::Sequence`] takes the batch for one sequence here.
 pub fn load_balance_loss<B: MoeBackend>(routing: &Routing<B>, convention: BalanceConvention) -> Tensor<B, 1> {
     if routing.num_tokens() == 0 {
         return zero(routing);
     }
     let tokens = routing.num_tokens() as f64;
     let fractions = match convention {
+        BalanceConvention::Switch if routing.plan.is_partial() => shares(slot_counts(routing)),
         BalanceConvention::Switch => slot_counts(routing) / (tokens * routing.top_k() as f64),
         BalanceConvention::HuggingFace => slot_counts(routing) / tokens,
         BalanceConvention::GShard => first_choices(routing) / tokens,
+        BalanceConvention::Sequence => return sequence_balance_loss(routing, 1),
     };
     let probs = sum_dim(routing.probs.clone(), 0).squeeze_dim::<1>(0) / tokens;
     (fractions * probs).sum() * routing.num_experts() as f64
+}
+
+/// The load-balance loss of each sequence by itself, averaged over the sequences, `[1]`, f32; 0 for an empty batch.
+///
+/// `(1 / B) sum_b E sum_i f_bi P_bi`, where `f_bi` and `P_bi` are taken over the tokens of sequence `b` alone, and `f_bi` is the share of its
+/// slots: 1 when every sequence is balanced (DeepSeek-V3's complementary sequence-wise loss,
+/// [DeepSeek-AI, 2024](https://arxiv.org/abs/2412.19437), eq. 17 to 20).
+///
+/// # Panics
+///
+/// Panics unless the tokens are those of `num_sequences` sequences of one length, and for a partial decision, whose slots per token differ.
+pub fn sequence_balance_loss<B: MoeBackend>(routing: &Routing<B>, num_sequences: usize) -> Tensor<B, 1> {
+    let (tokens, experts, top_k) = (routing.num_tokens(), routing.num_experts(), routing.top_k());
+    let whole = num_sequences > 0 && tokens.is_multiple_of(num_sequences);
+    assert!(whole, "sequence_balance_loss: {tokens} tokens are not {num_sequences} sequences of one length");
+    if tokens == 0 {
+        return zero(routing);
+    }
+    let len = tokens / num_sequences;
+    let chosen = chosen_experts(routing).reshape([num_sequences, len, experts]);
+    let fractions = sum_dim(chosen, 1) / (len * top_k) as f64;
+    let probs = sum_dim(routing.probs.clone().reshape([num_sequences, len, experts]), 1) / len as f64;
+    (fractions * probs).sum() * (experts as f64 / num_sequences as f64)
+}
+
+/// 1 where a token chose an expert, `[T, E]`, a constant in the dtype of the routing.
+fn chosen_experts<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 2> {
+    let before_capacity = routing.before_capacity.is_some();
+    assert!(before_capacity || !routing.plan.is_partial(), "sequence_balance_loss: tokens must have K experts each");
+    let ones = routing.probs.clone().detach().ones_like();
+    ones.clone() - unchosen(ones, routing.experts.clone())
 }
 
 /// The Hugging Face form of a whole model, `[1]`, f32: the tokens of all layers count as one batch.
@@ -71,7 +106,13 @@ fn sum<B: Backend>(tensors: impl Iterator<Item = Tensor<B, 1>>) -> Tensor<B, 1> 
 
 /// Slots per expert, `[E]`, in the dtype of the routing.
 fn slot_counts<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
-    routing.counts().float().cast(routing.probs.dtype())
+    routing.demand().float().cast(routing.probs.dtype())
+}
+
+/// Counts divided by their sum, or by 1 where it is 0.
+fn shares<B: Backend>(counts: Tensor<B, 1>) -> Tensor<B, 1> {
+    let sum = counts.clone().sum().clamp_min(1.0).expand(counts.dims());
+    counts / sum
 }
 
 /// Tokens per expert counting only the most probable one, `[E]`, in the dtype of the routing.

@@ -1,9 +1,11 @@
 //! Auxiliary losses: pure functions from a [`Routing`](crate::Routing) to `[1]`, unweighted.
 
 mod balance;
+mod importance;
 mod z;
 
-pub use balance::{BalanceConvention, load_balance_loss, load_balance_loss_pooled};
+pub use balance::{BalanceConvention, load_balance_loss, load_balance_loss_pooled, sequence_balance_loss};
+pub use importance::{importance_loss, load_loss};
 pub use z::router_z_loss;
 
 use burn::tensor::Tensor;

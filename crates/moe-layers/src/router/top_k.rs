@@ -5,10 +5,11 @@
 
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
-use moe_kernels::{MoeBackend, divide_rows, linear, softmax_rows, sum_dim, top_k};
+use moe_kernels::{MoeBackend, softmax_rows, top_k};
 
+use super::scores::{check_top_k, logits, normalize, routing_dtype};
 use crate::Routing;
 
 /// Configuration to create a [`TopKRouter`] using the [init function](TopKRouterConfig::init).
@@ -36,12 +37,7 @@ impl TopKRouterConfig {
     ///
     /// Panics unless `1 <= top_k <= num_experts`.
     pub fn init<B: Backend>(&self, device: &B::Device) -> TopKRouter<B> {
-        assert!(
-            (1..=self.num_experts).contains(&self.top_k),
-            "TopKRouterConfig: top_k = {} must be in 1..={}, the number of experts",
-            self.top_k,
-            self.num_experts
-        );
+        check_top_k("TopKRouterConfig", self.top_k, self.num_experts);
         let shape = [self.d_model, self.num_experts];
         let fans = (Some(self.d_model), Some(self.num_experts));
         TopKRouter {
@@ -75,14 +71,11 @@ impl<B: MoeBackend> TopKRouter<B> {
     ///
     /// Panics when the tokens do not have width `D`.
     pub fn forward(&self, tokens: Tensor<B, 2>) -> Routing<B> {
-        let ([_, width], [d_model, _]) = (tokens.dims(), self.weight.dims());
-        assert_eq!(width, d_model, "TopKRouter: tokens [T, D] must have D = {d_model}, got {width}");
-
         let (dtype, device) = (routing_dtype(tokens.dtype()), tokens.device());
         if tokens.dims()[0] == 0 {
             return Routing::empty(self.weight.dims()[1], self.top_k, dtype, &device);
         }
-        let logits = linear(tokens.cast(dtype), self.weight.val().cast(dtype));
+        let logits = logits("TopKRouter", tokens, &self.weight);
         let probs = softmax_rows(logits.clone());
         let (gates, experts) = top_k(probs.clone(), self.top_k);
         let gates = if self.normalize_gates { normalize(gates) } else { gates };
@@ -97,20 +90,10 @@ impl<B: Backend> TopKRouter<B> {
     }
 }
 
-fn routing_dtype(tokens: DType) -> DType {
-    if tokens == DType::F64 { DType::F64 } else { DType::F32 }
-}
-
-/// Rows divided by their sums, which are at least `K / E` for the largest of a softmax.
-fn normalize<B: MoeBackend>(gates: Tensor<B, 2>) -> Tensor<B, 2> {
-    let sums = sum_dim(gates.clone(), 1);
-    divide_rows(gates, sums)
-}
-
 #[cfg(test)]
 mod tests {
     use burn::backend::Flex;
-    use burn::tensor::{TensorData, Tolerance};
+    use burn::tensor::{DType, TensorData, Tolerance};
 
     use super::*;
 

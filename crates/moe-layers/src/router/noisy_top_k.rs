@@ -1,0 +1,158 @@
+//! Noisy top-K: exploration by noise on the logits while training
+//! ([Shazeer et al., 2017](https://arxiv.org/abs/1701.06538), eq. 3 to 5; constant noise:
+//! [Riquelme et al., 2021](https://arxiv.org/abs/2106.05974), appendix A).
+//!
+//! `H = x W_g + epsilon * sigma` with `epsilon ~ N(0, 1)`; the `K` largest of a token are chosen and weighed by their softmax. Shazeer learns
+//! `sigma = softplus(x W_noise)` and takes the softmax over the chosen ones, which is the softmax over all divided by the sum of
+//! the chosen (`normalize_gates`); V-MoE has `sigma = 1 / E` and does not divide.
+
+use burn::config::Config;
+use burn::module::{Initializer, Module, Param};
+use burn::tensor::activation::softplus;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Distribution, Tensor};
+use moe_kernels::{MoeBackend, softmax_rows, top_k};
+
+use super::RouterConfig;
+use super::scores::{is_training, logits, normalize, routing_dtype};
+use crate::Routing;
+use crate::routing::RouterNoise;
+
+/// What only a [`NoisyTopKRouter`] has.
+#[derive(Config, Debug, PartialEq)]
+pub struct NoisyTopKOptions {
+    /// Standard deviation `sigma` of the noise in units of `1 / E` (V-MoE: 1). `None`: learned for every token and expert
+    /// (Shazeer). Default: `None`
+    pub noise_std: Option<f64>,
+}
+
+/// Adds noise to the logits in training passes. Created by [`RouterConfig`].
+#[derive(Module, Debug)]
+pub struct NoisyTopKRouter<B: Backend> {
+    /// `W_g`, `[D, E]`.
+    pub weight: Param<Tensor<B, 2>>,
+    /// `W_noise`, `[D, E]`, zero at the start; there when the noise is learned.
+    pub noise_weight: Option<Param<Tensor<B, 2>>>,
+    noise_std: f64,
+    top_k: usize,
+    normalize_gates: bool,
+}
+
+impl NoisyTopKOptions {
+    pub(super) fn init<B: Backend>(&self, base: &RouterConfig, device: &B::Device) -> NoisyTopKRouter<B> {
+        let std = self.noise_std.unwrap_or(0.0);
+        assert!(std.is_finite() && std >= 0.0, "NoisyTopKOptions: noise_std = {std} must be finite and at least 0");
+        let learned = || Initializer::Zeros.init([base.d_model, base.num_experts], device);
+        NoisyTopKRouter {
+            weight: base.init_weight(device),
+            noise_weight: self.noise_std.is_none().then(learned),
+            noise_std: std / base.num_experts as f64,
+            top_k: base.top_k,
+            normalize_gates: base.normalize_gates,
+        }
+    }
+}
+
+impl<B: MoeBackend> NoisyTopKRouter<B> {
+    /// Chooses `K` experts for every token, in a training pass by noisy logits.
+    ///
+    /// [`probs`](Routing::probs) are the softmax without noise, as the losses of V-MoE want them; gates and
+    /// [`scores`](Routing::scores) are with it.
+    ///
+    /// # Shapes
+    ///
+    /// - tokens: `[T, D]`
+    ///
+    /// # Panics
+    ///
+    /// Panics when the tokens do not have width `D`.
+    pub fn forward(&self, tokens: Tensor<B, 2>) -> Routing<B> {
+        let (dtype, device) = (routing_dtype(tokens.dtype()), tokens.device());
+        if tokens.dims()[0] == 0 {
+            return Routing::empty(self.weight.dims()[1], self.top_k, dtype, &device);
+        }
+        let clean = logits("NoisyTopKRouter", tokens.clone(), &self.weight);
+        let noise = is_training::<B>(&device).then(|| self.noise(tokens, &clean));
+        let noisy = noise.as_ref().map_or_else(|| clean.clone(), |noise| noise.logits.clone());
+        let scores = softmax_rows(noisy);
+        let probs = if noise.is_some() { softmax_rows(clean.clone()) } else { scores.clone() };
+        let (gates, experts) = top_k(scores.clone(), self.top_k);
+        let gates = if self.normalize_gates { normalize(gates) } else { gates };
+        Routing { scores, noise, ..Routing::new(clean, probs, gates, experts) }
+    }
+
+    fn noise(&self, tokens: Tensor<B, 2>, clean: &Tensor<B, 2>) -> RouterNoise<B> {
+        let (shape, options) = (clean.dims(), (&clean.device(), clean.dtype()));
+        let std = match &self.noise_weight {
+            Some(weight) => softplus(logits("NoisyTopKRouter", tokens, weight), 1.0),
+            None => Tensor::full(shape, self.noise_std, options),
+        };
+        let epsilon = Tensor::random(shape, Distribution::Normal(0.0, 1.0), options);
+        RouterNoise { logits: clean.clone() + epsilon * std.clone(), std }
+    }
+}
+
+impl<B: Backend> NoisyTopKRouter<B> {
+    /// Whether the gates of a token are divided by their sum.
+    pub fn normalizes_gates(&self) -> bool {
+        self.normalize_gates
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::{Autodiff, Flex};
+
+    use super::*;
+    use crate::router::{Router, RouterRule};
+
+    type AD = Autodiff<Flex>;
+
+    fn router<B: MoeBackend>(noise_std: Option<f64>) -> NoisyTopKRouter<B> {
+        let rule = RouterRule::NoisyTopK(NoisyTopKOptions { noise_std });
+        match RouterConfig::new(6, 4, 2).with_rule(rule).init(&Default::default()) {
+            Router::NoisyTopK(router) => router,
+            other => panic!("not the router that was asked for: {other:?}"),
+        }
+    }
+
+    fn tokens<B: Backend>(count: usize) -> Tensor<B, 2> {
+        Tensor::random([count, 6], Distribution::Normal(0.0, 1.0), &Default::default())
+    }
+
+    #[test]
+    fn evaluation_has_no_noise() {
+        let router = router::<Flex>(Some(4.0));
+        let routing = router.forward(tokens(9));
+        assert!(routing.noise.is_none());
+        routing.scores.into_data().assert_eq(&softmax_rows(routing.logits).into_data(), true);
+    }
+
+    #[test]
+    fn noise_has_the_deviation_that_is_asked_for() {
+        /// Of the standard deviation of 4000 draws: about five of its own deviations.
+        const TOLERANCE: f64 = 0.06;
+        for (std, expected) in [(Some(2.0), 2.0 / 4.0), (None, 2f64.ln())] {
+            // softplus(0) = ln 2 as the learned weight starts at zero.
+            let routing = router::<AD>(std).forward(tokens(1000));
+            let noise = routing.noise.expect("a training pass").logits - routing.logits;
+            let found = noise.powi_scalar(2).mean().sqrt().into_data().iter::<f64>().next().expect("one number");
+            assert!((found - expected).abs() < TOLERANCE * expected, "{found} instead of {expected}");
+        }
+    }
+
+    #[test]
+    fn the_noise_learns_from_the_output() {
+        let router = router::<AD>(None);
+        let grads = router.forward(tokens(20)).gates.sum().backward();
+        let weight = router.noise_weight.expect("learned");
+        let grad = weight.grad(&grads).expect("tracked");
+        assert!(grad.abs().sum().into_scalar() > 0.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "noise_std = -1")]
+    fn a_negative_deviation_panics() {
+        router::<Flex>(Some(-1.0));
+    }
+}

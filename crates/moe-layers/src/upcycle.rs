@@ -1,0 +1,318 @@
+//! A dense feed-forward network becomes a layer of experts ([Komatsuzaki et al., 2022](https://arxiv.org/abs/2212.05055)).
+//!
+//! ```
+//! use burn::backend::Flex;
+//! use moe_layers::upcycle::{Upcycling, upcycle};
+//! use moe_layers::{DenseFeedForwardConfig, MoeConfig};
+//!
+//! let device = Default::default();
+//! let dense = DenseFeedForwardConfig::new(16, 64).init::<Flex>(&device);
+//! // Eight experts of a quarter of the width, four of them per token: the dense network's work, and its function.
+//! let config = MoeConfig::new(16, 16, 8, 4).with_normalize_gates(true);
+//! let moe = upcycle(&dense, &config, Upcycling::Copy, &device);
+//! assert_eq!(moe.experts.d_hidden(), 16);
+//! ```
+//!
+//! # What the layer computes at the start
+//!
+//! With `normalize_gates` exactly what the dense network does, since the gates of a token sum to 1. Otherwise the second matrices are
+//! multiplied by `E / K`, the reciprocal of what `K` gates sum to when the router knows nothing yet: about the same function.
+//!
+//! Experts narrower than the network are **granular** ([He et al., 2024](https://arxiv.org/abs/2410.07524), section 3.3): its hidden units are cut
+//! into `G = F / d_hidden` segments, one expert for each, and all of them are repeated `E / G` times. The `G` experts of a repetition have
+//! one column of the router, so that a token that chooses one chooses all; a second matrix is multiplied by `G`, as each has only
+//! `1 / G` of their gates. The columns drift apart in training, and with them the experts.
+//!
+//! Experts that are copies get the same gradient up to their gates, and may stay alike for long: noise or re-drawn units tell them
+//! apart, at the price of another function at the start.
+
+use burn::module::Param;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Distribution, Tensor};
+use moe_kernels::{MoeBackend, top_k, unchosen};
+use serde::{Deserialize, Serialize};
+
+use crate::{DenseFeedForward, Moe, MoeConfig};
+
+/// What an expert has of the dense network.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Upcycling {
+    /// Its weights.
+    #[default]
+    Copy,
+    /// Its weights and noise of this standard deviation, in units of that of the matrix.
+    Noise(f64),
+    /// Its weights but for this share of the hidden units, which each expert draws anew, others than its neighbours, from a normal
+    /// distribution with the mean and deviation of their matrix: Drop-upcycling
+    /// ([Nakamura et al., 2025](https://arxiv.org/abs/2502.19261); 0.5 in the paper).
+    Drop(f64),
+}
+
+/// The layer of `config` with experts made of `dense`; its router is drawn as the configuration says.
+///
+/// # Panics
+///
+/// Panics as [`MoeConfig::init`] does; when `config` has another `d_model` or activation than `dense`, shared experts, or a rule without
+/// `K` experts for every token; unless `G = F / d_hidden` is a whole number that divides `num_experts` and `top_k`; and when noise or share
+/// are out of range.
+pub fn upcycle<B: MoeBackend>(
+    dense: &DenseFeedForward<B>,
+    config: &MoeConfig,
+    method: Upcycling,
+    device: &B::Device,
+) -> Moe<B> {
+    let segments = check(dense, config, method);
+    let mut moe: Moe<B> = config.init(device);
+    let scale = match config.normalize_gates {
+        true => segments as f64,
+        false => config.num_experts as f64 / config.top_k as f64 * segments as f64,
+    };
+    let repetitions = config.num_experts / segments;
+    let w_in = repeat(split_columns(dense.w_in.val(), config.activation.columns(1), segments), repetitions);
+    let w_out = repeat(split_rows(dense.w_out.val(), segments), repetitions) * scale;
+    let (w_in, w_out) = changed(w_in, w_out, config, method);
+    moe.experts.w_in = Param::from_tensor(w_in);
+    moe.experts.w_out = Param::from_tensor(w_out);
+    if let Some(weight) = moe.router.weight_mut().filter(|_| segments > 1) {
+        *weight = Param::from_tensor(share_columns(weight.val(), segments));
+    }
+    moe
+}
+
+/// Checks all of it and returns `G`.
+fn check<B: Backend>(dense: &DenseFeedForward<B>, config: &MoeConfig, method: Upcycling) -> usize {
+    let ([d, _], [f, _]) = (dense.w_in.dims(), dense.w_out.dims());
+    let MoeConfig { d_model, d_hidden, num_experts, top_k, .. } = *config;
+    assert_eq!(d_model, d, "upcycle: the dense network is of another d_model");
+    assert_eq!(config.activation, dense.activation(), "upcycle: the dense network has another activation");
+    assert_eq!(config.shared_d_hidden, 0, "upcycle: shared experts would change the function; add them afterwards");
+    assert!(config.router.chooses_k(), "upcycle: every token must have K experts, which this router does not give");
+    let whole = d_hidden > 0 && f.is_multiple_of(d_hidden);
+    assert!(whole, "upcycle: d_hidden = {d_hidden} must divide the dense network's, {f}");
+    let segments = f / d_hidden;
+    assert!(
+        num_experts.is_multiple_of(segments) && top_k.is_multiple_of(segments),
+        "upcycle: {segments} experts make up the dense network, so num_experts = {num_experts} and top_k = {top_k} must be multiples"
+    );
+    match method {
+        Upcycling::Noise(std) => {
+            assert!(std.is_finite() && std >= 0.0, "upcycle: the noise is {std}; it is at least 0")
+        }
+        Upcycling::Drop(share) => {
+            assert!((0.0..=1.0).contains(&share), "upcycle: the share is {share}; it is in 0..=1")
+        }
+        Upcycling::Copy => {}
+    }
+    segments
+}
+
+/// `[D, parts F]` to `[G, D, parts F / G]`: segment `g` of each of the `parts` (gate and up projection) side by side.
+fn split_columns<B: Backend>(matrix: Tensor<B, 2>, parts: usize, segments: usize) -> Tensor<B, 3> {
+    let [d, columns] = matrix.dims();
+    let width = columns / parts / segments;
+    let by_segment = matrix.reshape([d, parts, segments, width]).permute([2, 0, 1, 3]);
+    by_segment.reshape([segments, d, parts * width])
+}
+
+/// `[F, D]` to `[G, F / G, D]`.
+fn split_rows<B: Backend>(matrix: Tensor<B, 2>, segments: usize) -> Tensor<B, 3> {
+    let [f, d] = matrix.dims();
+    matrix.reshape([segments, f / segments, d])
+}
+
+/// `[G, ..]` to `[repetitions * G, ..]`.
+fn repeat<B: Backend>(stack: Tensor<B, 3>, repetitions: usize) -> Tensor<B, 3> {
+    stack.repeat_dim(0, repetitions)
+}
+
+/// The first of every `segments` columns of `[D, E]` for all of them.
+fn share_columns<B: Backend>(weight: Tensor<B, 2>, segments: usize) -> Tensor<B, 2> {
+    let [d, experts] = weight.dims();
+    let first = weight.reshape([d, experts / segments, segments]).slice([0..d, 0..experts / segments, 0..1]);
+    first.repeat_dim(2, segments).reshape([d, experts])
+}
+
+fn changed<B: MoeBackend>(
+    w_in: Tensor<B, 3>,
+    w_out: Tensor<B, 3>,
+    config: &MoeConfig,
+    method: Upcycling,
+) -> (Tensor<B, 3>, Tensor<B, 3>) {
+    match method {
+        Upcycling::Copy => (w_in, w_out),
+        Upcycling::Noise(std) => (noisy(w_in, std), noisy(w_out, std)),
+        Upcycling::Drop(share) => {
+            let [experts, f, d] = w_out.dims();
+            let count = (share * f as f64).round() as usize;
+            if count == 0 {
+                return (w_in, w_out);
+            }
+            let dropped = random_units::<B>(experts, f, count, &w_out.device());
+            let rows = dropped.clone().reshape([experts, f, 1]).repeat_dim(2, d);
+            let parts = config.activation.columns(1);
+            let columns = dropped.reshape([experts, 1, f]).repeat_dim(1, d).repeat_dim(2, parts);
+            let (new_in, new_out) = (redrawn(&w_in), redrawn(&w_out));
+            (w_in.mask_where(columns.equal_elem(1.0), new_in), w_out.mask_where(rows.equal_elem(1.0), new_out))
+        }
+    }
+}
+
+fn noisy<B: Backend>(matrix: Tensor<B, 3>, std: f64) -> Tensor<B, 3> {
+    let noise = Tensor::random(matrix.dims(), Distribution::Normal(0.0, 1.0), (&matrix.device(), matrix.dtype()));
+    let deviation = matrix.clone().reshape([matrix.shape().num_elements()]).var(0).sqrt().reshape([1, 1, 1]);
+    matrix.clone() + noise * deviation.expand(matrix.dims()) * std
+}
+
+/// Numbers with the mean and the deviation of those of `matrix`.
+fn redrawn<B: Backend>(matrix: &Tensor<B, 3>) -> Tensor<B, 3> {
+    let (variance, mean) = matrix.clone().reshape([matrix.shape().num_elements()]).var_mean(0);
+    let normal = Tensor::random(matrix.dims(), Distribution::Normal(0.0, 1.0), (&matrix.device(), matrix.dtype()));
+    let over = |number: Tensor<B, 1>| number.reshape([1, 1, 1]).expand(matrix.dims());
+    normal * over(variance.sqrt()) + over(mean)
+}
+
+/// 1 for `count` of each expert's units, drawn at random, `[E, F]`.
+fn random_units<B: MoeBackend>(experts: usize, units: usize, count: usize, device: &B::Device) -> Tensor<B, 2> {
+    let order = Tensor::<B, 2>::random([experts, units], Distribution::Default, device);
+    let ones = order.ones_like();
+    ones.clone() - unchosen(ones, top_k(order, count).1)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use burn::tensor::Tolerance;
+
+    use super::*;
+    use crate::{Activation, DenseFeedForwardConfig, RouterRule};
+
+    /// Relative and absolute, f32: sums of other lengths.
+    const TOLERANCE: f32 = 2e-5;
+
+    fn dense(activation: Activation) -> DenseFeedForward<Flex> {
+        DenseFeedForwardConfig::new(6, 12).with_activation(activation).init(&Default::default())
+    }
+
+    fn tokens() -> Tensor<Flex, 2> {
+        Tensor::random([17, 6], Distribution::Normal(0.0, 1.0), &Default::default())
+    }
+
+    fn config(d_hidden: usize, num_experts: usize, top_k: usize) -> MoeConfig {
+        MoeConfig::new(6, d_hidden, num_experts, top_k).with_normalize_gates(true)
+    }
+
+    fn assert_same_function(dense: &DenseFeedForward<Flex>, config: &MoeConfig) {
+        let moe = upcycle(dense, config, Upcycling::Copy, &Default::default());
+        let tokens = tokens();
+        let expected = dense.forward(tokens.clone()).into_data();
+        let found = moe.forward(tokens).output.into_data();
+        found.assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(TOLERANCE, TOLERANCE));
+    }
+
+    #[test]
+    fn copies_compute_the_dense_function() {
+        for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu] {
+            assert_same_function(&dense(activation), &config(12, 5, 2).with_activation(activation));
+        }
+    }
+
+    #[test]
+    fn segments_compute_the_dense_function_together() {
+        for activation in [Activation::SwiGlu, Activation::Relu] {
+            for (d_hidden, experts, top_k) in [(6, 8, 2), (4, 6, 3), (3, 8, 8), (6, 8, 4), (1, 24, 12)] {
+                assert_same_function(&dense(activation), &config(d_hidden, experts, top_k).with_activation(activation));
+            }
+        }
+    }
+
+    #[test]
+    fn without_normalisation_an_undecided_router_gives_the_dense_function() {
+        let (dense, config) = (dense(Activation::SwiGlu), config(6, 8, 4).with_normalize_gates(false));
+        let mut moe = upcycle(&dense, &config, Upcycling::Copy, &Default::default());
+        let weight = moe.router.weight_mut().expect("top-k has one");
+        *weight = Param::from_tensor(weight.val().zeros_like());
+        let tokens = tokens();
+        let found = moe.forward(tokens.clone()).output.into_data();
+        let expected = dense.forward(tokens).into_data();
+        found.assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(TOLERANCE, TOLERANCE));
+    }
+
+    #[test]
+    fn noise_has_the_deviation_that_is_asked_for() {
+        /// Of the deviation of 9216 draws: about five of its own deviations.
+        const TOLERANCE: f64 = 0.04;
+        let (device, dense) =
+            (Default::default(), DenseFeedForwardConfig::new(6, 192).init::<Flex>(&Default::default()));
+        let experts = |method| upcycle(&dense, &config(192, 8, 2), method, &device).experts.w_out.val();
+        let (plain, noisy) = (experts(Upcycling::Copy), experts(Upcycling::Noise(0.25)));
+        let deviation =
+            |x: Tensor<Flex, 3>| x.powi_scalar(2).mean().sqrt().into_data().iter::<f64>().next().expect("one");
+        let expected = 0.25 * deviation(plain.clone() - plain.clone().mean().reshape([1, 1, 1]));
+        let found = deviation(noisy - plain);
+        assert!((found - expected).abs() < TOLERANCE * expected, "{found} instead of {expected}");
+    }
+
+    #[test]
+    fn a_dropped_unit_is_drawn_anew_in_all_its_weights_and_the_others_stay() {
+        let (dense, device) = (dense(Activation::SwiGlu), Default::default());
+        let moe = upcycle(&dense, &config(12, 4, 2), Upcycling::Drop(0.25), &device);
+        let plain = upcycle(&dense, &config(12, 4, 2), Upcycling::Copy, &device);
+        let of = |new: Tensor<Flex, 3>, old: Tensor<Flex, 3>| changed_rows(new - old);
+        let out = of(moe.experts.w_out.val(), plain.experts.w_out.val());
+        let columns = of(moe.experts.w_in.val().swap_dims(1, 2), plain.experts.w_in.val().swap_dims(1, 2));
+        for e in 0..4 {
+            let units = &out[e * 12..(e + 1) * 12];
+            assert_eq!(units.iter().filter(|&&changed| changed).count(), 3);
+            assert_eq!(&columns[e * 24..e * 24 + 12], units, "the gate's columns of expert {e}");
+            assert_eq!(&columns[e * 24 + 12..(e + 1) * 24], units, "the up projection's columns of expert {e}");
+        }
+        assert!(
+            (1..4).any(|e| out[e * 12..(e + 1) * 12] != out[..12]),
+            "experts drop other units than their neighbours"
+        );
+    }
+
+    /// For each row of each matrix whether it is other than zero, which is all of it or nothing.
+    fn changed_rows(difference: Tensor<Flex, 3>) -> Vec<bool> {
+        let width = difference.dims()[2];
+        let values: Vec<f32> = difference.into_data().to_vec().expect("f32");
+        let row = |row: &[f32]| {
+            let changed = row.iter().filter(|&&x| x != 0.0).count();
+            assert!(changed == 0 || changed == width, "a row changed in part");
+            changed > 0
+        };
+        values.chunks(width).map(row).collect()
+    }
+
+    #[test]
+    #[should_panic(expected = "d_hidden = 5 must divide the dense network's, 12")]
+    fn a_width_that_does_not_divide_panics() {
+        upcycle(&dense(Activation::SwiGlu), &config(5, 4, 2), Upcycling::Copy, &Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "2 experts make up the dense network")]
+    fn a_number_of_experts_that_is_no_multiple_panics() {
+        upcycle(&dense(Activation::SwiGlu), &config(6, 4, 1), Upcycling::Copy, &Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "another activation")]
+    fn another_activation_panics() {
+        upcycle(&dense(Activation::Gelu), &config(12, 4, 1), Upcycling::Copy, &Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "every token must have K experts")]
+    fn a_router_without_k_experts_panics() {
+        let config = config(12, 4, 1).with_router(RouterRule::ExpertChoice);
+        upcycle(&dense(Activation::SwiGlu), &config, Upcycling::Copy, &Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "the share is 1.5")]
+    fn a_share_above_one_panics() {
+        upcycle(&dense(Activation::SwiGlu), &config(12, 4, 1), Upcycling::Drop(1.5), &Default::default());
+    }
+}
