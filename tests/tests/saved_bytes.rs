@@ -58,6 +58,7 @@ fn the_expert_network_keeps_its_input_and_the_pre_activation() {
             gates: Tensor::from_inner(routing.gates.inner()).require_grad(),
             logits: Tensor::zeros([1, 1], &device),
             probs: Tensor::zeros([1, 1], &device),
+            scores: Tensor::zeros([1, 1], &device),
             ..routing
         };
         dispatch::grouped(tokens, &moe.experts, &routing)

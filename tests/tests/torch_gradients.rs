@@ -37,7 +37,7 @@ fn layer<B: AutodiffMoeBackend>(case: &Value, [_, d, f, e, k]: [usize; 5], devic
     let (activation, bias) = (activation(case), case["bias"] == true);
     let config = MoeConfig::new(d, f, e, k).with_normalize_gates(case["normalize"] == true);
     let mut moe = config.with_activation(activation).with_bias(bias).init(device);
-    moe.router.weight = param(2, [d, e], device);
+    *moe.router.weight_mut().expect("a learned router") = param(2, [d, e], device);
     moe.experts.w_in = param(3, [e, d, activation.columns(f)], device);
     moe.experts.w_out = param(4, [e, f, d], device);
     moe.experts.b_in = bias.then(|| param(5, [e, activation.columns(f)], device));
@@ -72,7 +72,7 @@ fn every_gradient_is_pytorchs<B: AutodiffMoeBackend>(device: &B::Device) {
         let mut found = vec![
             ("output", host(output)),
             ("tokens", host(tokens.grad(&grads).expect("tracked"))),
-            ("router", host(moe.router.weight.grad(&grads).expect("tracked"))),
+            ("router", host(moe.router.weight().expect("a learned router").grad(&grads).expect("tracked"))),
             ("w_in", grad(&moe.experts.w_in)),
             ("w_out", grad(&moe.experts.w_out)),
         ];

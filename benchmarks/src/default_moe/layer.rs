@@ -64,7 +64,8 @@ fn layer<B: AutodiffMoeBackend>(problem: &Problem<B>) -> DefaultMoe<B> {
     let case = &problem.case;
     let config = MoeConfig::new(case.d_model, case.d_hidden, case.experts, case.top_k);
     let mut moe: Moe<B> = config.init(&problem.device);
-    moe.router.weight = Param::from_tensor(problem.moe.router.weight.val().detach());
+    *moe.router.weight_mut().expect("a learned router") =
+        Param::from_tensor(problem.moe.router.weight().expect("a learned router").val().detach());
     moe.experts = problem.moe.experts.clone();
     DefaultMoe { moe, vectors: DefaultOptions::new().init(case.experts, case.d_model, &problem.device) }
 }

@@ -33,7 +33,7 @@ impl<B: AutodiffMoeBackend> Problem<B> {
         let case = shape.case;
         let (d, f, e) = (case.d_model, case.d_hidden, case.experts);
         let mut moe: Moe<B> = MoeConfig::new(d, f, e, case.top_k).with_normalize_gates(true).init(device);
-        moe.router.weight = Param::from_tensor(router(&case, skew, device));
+        *moe.router.weight_mut().expect("a learned router") = Param::from_tensor(router(&case, skew, device));
         moe.experts.w_in = Param::from_tensor(tensor([e, d, 2 * f], W_IN, (d as f64).sqrt().recip(), device));
         moe.experts.w_out = Param::from_tensor(tensor([e, f, d], W_OUT, (f as f64).sqrt().recip(), device));
         Self { case, dtype, skew, moe, device: device.clone() }

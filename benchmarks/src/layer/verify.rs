@@ -138,7 +138,7 @@ fn layer<B: AutodiffMoeBackend>(problem: &Problem<B>, path: Path, dtype: Dtype) 
     ];
     // A single gate, divided by itself, is 1 whatever the router says: its gradient is nothing but rounding.
     if problem.case.top_k > 1 {
-        let weight = &problem.moe.router.weight;
+        let weight = &problem.moe.router.weight().expect("a learned router");
         values.push(("gradient of the router", host(weight.grad(&grads).expect("a parameter"))));
     }
     values

@@ -25,8 +25,12 @@ impl DefaultMoeConfig {
     ///
     /// # Panics
     ///
-    /// Panics as [`MoeConfig::init`] does, and unless `0 <= beta < 1`.
+    /// Panics as [`MoeConfig::init`] does, unless `0 <= beta < 1`, and where the vectors have no meaning under the router's rule:
+    /// [`default_vectors_error`](moe_layers::RouterRule::default_vectors_error).
     pub fn init<B: Backend>(&self, device: &B::Device) -> DefaultMoe<B> {
+        if let Some(error) = self.moe.router.default_vectors_error() {
+            panic!("DefaultMoeConfig: {error}");
+        }
         DefaultMoe {
             moe: self.moe.init(device),
             vectors: self.options.init(self.moe.num_experts, self.moe.d_model, device),

@@ -157,7 +157,11 @@ mod tests {
 
     fn values(layer: &DefaultMoe<B>) -> [TensorData; 3] {
         let moe = &layer.moe;
-        [layer.vectors.values.to_data(), moe.router.weight.to_data(), moe.experts.w_out.to_data()]
+        [
+            layer.vectors.values.to_data(),
+            moe.router.weight().expect("a learned router").to_data(),
+            moe.experts.w_out.to_data(),
+        ]
     }
 
     /// What absorbing by hand and the bare optimizer make of it.

@@ -4,7 +4,7 @@
 //! of this very pass. The update is computed here and handed back; the module stays as it is.
 
 use burn::tensor::Tensor;
-use moe_kernels::{MoeBackend, divide_rows, expert_ffn_summing, linear, sum_dim, sum_of_squares, unchosen};
+use moe_kernels::{MoeBackend, expert_ffn_summing, linear, sum_of_squares};
 use moe_layers::{Experts, Moe, MoeLosses, Routing, dispatch};
 
 use crate::{DefaultUpdate, DefaultVectors, Evaluation, Form, UpdateRule};
@@ -115,7 +115,7 @@ impl<B: MoeBackend> DefaultVectors<B> {
         }
         let shares = match self.options().rule {
             UpdateRule::Mean => routing.gates.ones_like(),
-            UpdateRule::Weighted | UpdateRule::WeightedByCount => chosen_probs(moe, routing),
+            UpdateRule::Weighted | UpdateRule::WeightedByCount => chosen_scores(moe, routing),
         };
         let (output, sums, totals) = run_and_sum(tokens, &moe.experts, routing, shares);
         let weights = match self.options().rule {
@@ -137,7 +137,7 @@ impl<B: MoeBackend> DefaultVectors<B> {
             return (experts_part, None);
         }
         let dtype = experts_part.dtype();
-        let weights = missing_weights(moe, routing);
+        let weights = moe.router.gates_of_unchosen(routing);
         let weights = match self.options().form {
             Form::Full => weights,
             // Zero, with the gradient of the weights.
@@ -169,22 +169,12 @@ fn run_and_sum<B: MoeBackend>(
     expert_ffn_summing(tokens, gates, shares.cast(dtype), experts.weights(dtype), &routing.plan)
 }
 
-/// Probabilities of the chosen experts, `[T, K]`, a constant.
-fn chosen_probs<B: MoeBackend>(moe: &Moe<B>, routing: &Routing<B>) -> Tensor<B, 2> {
-    match moe.gates_are_probs() {
+/// Scores of the chosen experts, `[T, K]`, a constant: the probabilities, where the router is a softmax. Not their gates, which a
+/// capacity may have made zero, and a normalisation something else.
+fn chosen_scores<B: MoeBackend>(moe: &Moe<B>, routing: &Routing<B>) -> Tensor<B, 2> {
+    match moe.router.gates_are_scores() && !routing.plan.is_partial() {
         true => routing.gates.clone().detach(),
-        false => routing.probs.clone().detach().gather(1, routing.experts.clone()),
-    }
-}
-
-/// Weights `[T, E]` of the vectors: the probability of an expert that was not chosen, zero for one that was. Where the
-/// router divides the gates of a token by the mass of the chosen, these are divided by it too \[D\].
-fn missing_weights<B: MoeBackend>(moe: &Moe<B>, routing: &Routing<B>) -> Tensor<B, 2> {
-    let weights = unchosen(routing.probs.clone(), routing.experts.clone());
-    match moe.gates_are_probs() {
-        true => weights,
-        // Exactly the probabilities of the chosen and zeros, without a gather, whose gradient would be a scatter.
-        false => divide_rows(weights.clone(), sum_dim(routing.probs.clone() - weights, 1)),
+        false => routing.scores.clone().detach().gather(1, routing.experts.clone()),
     }
 }
 

@@ -85,11 +85,12 @@ struct LayerTotals {
     counts: Vec<u64>,
     router_entropy: f64,
     gate_mass: f64,
+    drop_rate: f64,
 }
 
 impl LayerTotals {
     fn new(layer: usize) -> Self {
-        Self { layer, tokens: 0, counts: Vec::new(), router_entropy: 0.0, gate_mass: 0.0 }
+        Self { layer, tokens: 0, counts: Vec::new(), router_entropy: 0.0, gate_mass: 0.0, drop_rate: 0.0 }
     }
 
     fn add(&mut self, stats: &RoutingStats, tokens: usize) {
@@ -100,6 +101,7 @@ impl LayerTotals {
         self.tokens += tokens;
         self.router_entropy += stats.router_entropy * tokens as f64;
         self.gate_mass += stats.gate_mass * tokens as f64;
+        self.drop_rate += stats.drop_rate * tokens as f64;
     }
 
     fn into_record(self) -> LayerRecord {
@@ -109,6 +111,7 @@ impl LayerTotals {
             stats: RoutingStats {
                 router_entropy: self.router_entropy / tokens,
                 gate_mass: self.gate_mass / tokens,
+                drop_rate: self.drop_rate / tokens,
                 ..RoutingStats::from_counts(self.counts)
             },
             default: None,
@@ -168,6 +171,7 @@ mod tests {
         let stats = |counts: Vec<u64>, router_entropy, gate_mass| RoutingStats {
             router_entropy,
             gate_mass,
+            drop_rate: 0.5 * router_entropy,
             ..RoutingStats::from_counts(counts)
         };
         let mut totals = LayerTotals::new(3);
@@ -178,6 +182,7 @@ mod tests {
         assert_eq!((record.stats.load_ratio, record.stats.dead_experts), (1.5, 0));
         assert!((record.stats.router_entropy - 0.4).abs() < 1e-12);
         assert!((record.stats.gate_mass - 0.9).abs() < 1e-12);
+        assert!((record.stats.drop_rate - 0.2).abs() < 1e-12);
     }
 
     #[test]

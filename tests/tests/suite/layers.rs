@@ -117,7 +117,7 @@ fn layer<B: AutodiffMoeBackend>(normalize: bool, device: &B::Device) -> (Moe<B>,
     let (t, e, d) = (case.tokens, case.experts, case.d_model);
     let config = MoeConfig::new(d, case.d_hidden, e, case.top_k).with_normalize_gates(normalize);
     let mut moe: Moe<B> = config.init(device);
-    moe.router.weight = randomized([d, e], 10, device);
+    *moe.router.weight_mut().expect("a learned router") = randomized([d, e], 10, device);
     moe.experts = experts(case, Activation::SwiGlu, false, device);
     let tokens = tensor(&random(t * d, 11), [t, d], device);
     (moe, tokens, tensor(&random(t * d, 12), [t, d], device))
@@ -130,7 +130,7 @@ fn router_gradient_matches_the_closed_form<B: AutodiffMoeBackend>(device: &B::De
         let (moe, tokens, weight) = layer::<B>(normalize, device);
         let out = moe.forward(tokens.clone());
         let grads = (out.output.clone() * weight.clone()).sum().backward();
-        let actual = host(moe.router.weight.grad(&grads).expect("tracked"));
+        let actual = host(moe.router.weight().expect("a learned router").grad(&grads).expect("tracked"));
 
         let [t, e] = out.routing.probs.dims();
         let (probs, chosen) = (host(out.routing.probs.clone()), out.routing.experts.clone());
@@ -173,7 +173,8 @@ fn relabelling_experts_changes_nothing<B: AutodiffMoeBackend>(device: &B::Device
     let (moe, tokens, _) = layer::<B>(false, device);
     let order = Tensor::<B, 1, Int>::from_data([3, 0, 4, 1, 2], device);
     let mut relabelled = moe.clone();
-    relabelled.router.weight = moe.router.weight.clone().map(|w| w.select(1, order.clone()));
+    *relabelled.router.weight_mut().expect("a learned router") =
+        moe.router.weight().expect("a learned router").clone().map(|w| w.select(1, order.clone()));
     relabelled.experts.w_in = moe.experts.w_in.clone().map(|w| w.select(0, order.clone()));
     relabelled.experts.w_out = moe.experts.w_out.clone().map(|w| w.select(0, order.clone()));
 

@@ -11,6 +11,7 @@ mod low_precision;
 mod model;
 mod partial_plan;
 mod reduce;
+mod routers;
 mod shared_experts;
 
 #[cfg(feature = "flex")]

@@ -4,8 +4,8 @@
 //! (fused) differ from training (not fused) in the last bits.
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
 use moe_kernels::{MoeBackend, causal_attention};
 use moe_layers::project;
 
@@ -44,13 +44,26 @@ pub(crate) struct Positions<B: Backend> {
     len: usize,
     /// Position of the first token; those before it are in the cache.
     start: usize,
+    /// The tokens, `[B, S]`.
+    tokens: Tensor<B, 2, Int>,
     rotary: RotaryTable<B>,
 }
 
 impl<B: Backend> Positions<B> {
-    /// `batch` sequences of `len` tokens that continue `start` earlier ones.
-    pub(crate) fn new(rotary: &Rotary<B>, [batch, len]: [usize; 2], start: usize) -> Self {
-        Self { batch, len, start, rotary: rotary.table(start, len) }
+    /// Those of `tokens` `[B, S]`, which continue `start` earlier ones.
+    pub(crate) fn new(rotary: &Rotary<B>, tokens: Tensor<B, 2, Int>, start: usize) -> Self {
+        let [batch, len] = tokens.dims();
+        Self { batch, len, start, tokens, rotary: rotary.table(start, len) }
+    }
+
+    /// `[B, S]`.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        [self.batch, self.len]
+    }
+
+    /// Ids of the tokens, `[B * S]`.
+    pub(crate) fn ids(&self) -> Tensor<B, 1, Int> {
+        self.tokens.clone().reshape([self.batch * self.len])
     }
 }
 

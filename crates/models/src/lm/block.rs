@@ -48,7 +48,7 @@ impl<B: MoeBackend> Block<B> {
     ) -> (Tensor<B, 2>, Option<MoeLayerOutput<B>>) {
         let mixed = self.attention.forward(self.attention_norm.forward(x.clone()), positions, cache);
         let x = x + mixed;
-        let (output, routed) = self.feed_forward.forward(self.feed_forward_norm.forward(x.clone()), layer);
+        let (output, routed) = self.feed_forward.forward(self.feed_forward_norm.forward(x.clone()), layer, positions);
         (x + output, routed)
     }
 }

@@ -3,7 +3,9 @@
 use burn::config::Config;
 use burn::module::Initializer;
 use default_moe::DefaultOptions;
-use moe_layers::{Activation, BalanceConvention, MoeConfig};
+use moe_layers::dispatch::{Capacity, DropPolicy};
+use moe_layers::router::{HashOptions, NoisyTopKOptions, ReluOptions, SigmoidOptions, SinkhornOptions};
+use moe_layers::{Activation, BalanceConvention, MoeConfig, RouterRule};
 use serde::{Deserialize, Serialize};
 
 use super::MoeLayers;
@@ -72,9 +74,33 @@ pub struct LmMoeConfig {
     /// The routing algorithm.
     #[config(default = "RouterKind::TopK")]
     pub router: RouterKind,
-    /// Default vectors, used where the router is [`RouterKind::Default`].
+    /// Default vectors also where the router is not [`RouterKind::Default`], if they have a meaning there.
+    #[config(default = false)]
+    pub default_vectors: bool,
+    /// How default vectors are updated and used, where there are any.
     #[config(default = "DefaultOptions::new()")]
     pub default: DefaultOptions,
+    /// Used where the router is [`RouterKind::NoisyTopK`].
+    #[config(default = "NoisyTopKOptions::new()")]
+    pub noisy: NoisyTopKOptions,
+    /// Used where the router is [`RouterKind::Sigmoid`].
+    #[config(default = "SigmoidOptions::new()")]
+    pub sigmoid: SigmoidOptions,
+    /// Used where the router is [`RouterKind::Sinkhorn`].
+    #[config(default = "SinkhornOptions::new()")]
+    pub sinkhorn: SinkhornOptions,
+    /// Used where the router is [`RouterKind::Relu`].
+    #[config(default = "ReluOptions::new()")]
+    pub relu: ReluOptions,
+    /// Decides the table of a [`RouterKind::Hash`] router.
+    #[config(default = 0)]
+    pub hash_seed: u64,
+    /// An expert serves at most this many times its even share of the slots. 0: any number, nothing is dropped.
+    #[config(default = 0.0)]
+    pub capacity_factor: f64,
+    /// Who is dropped where an expert is full.
+    #[config(default = "DropPolicy::Position")]
+    pub drop_policy: DropPolicy,
     /// Activation of the experts, shared ones too.
     #[config(default = "Activation::SwiGlu")]
     pub activation: Activation,
@@ -99,6 +125,12 @@ pub struct LmMoeConfig {
     /// Weight of the router z-loss.
     #[config(default = 0.0)]
     pub z_coef: f64,
+    /// Weight of the importance loss.
+    #[config(default = 0.0)]
+    pub importance_coef: f64,
+    /// Weight of the load loss of a noisy router.
+    #[config(default = 0.0)]
+    pub load_coef: f64,
 }
 
 /// Kind of normalisation; in text `"rms"` or `"layer"`.
@@ -125,7 +157,8 @@ pub enum QkNorm {
     Full,
 }
 
-/// The algorithm that chooses experts; in text `"top-k"`, `"default"`.
+/// The algorithm that chooses experts: [`moe_layers::router`] has a table of them. In text `"top-k"`, `"default"`,
+/// `"noisy-top-k"`, `"sigmoid"`, `"sinkhorn"`, `"relu"`, `"expert-choice"`, `"hash"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RouterKind {
@@ -135,6 +168,18 @@ pub enum RouterKind {
     /// The same choice, with default vectors in the place of the experts that were not chosen: Default MoE
     /// ([Panda et al., 2025](https://arxiv.org/abs/2504.12463)), the crate [`default_moe`].
     Default,
+    /// Softmax over noisy logits in training.
+    NoisyTopK,
+    /// Sigmoids with a selection bias, within groups: DeepSeek-V3.
+    Sigmoid,
+    /// A balanced assignment of the batch in training.
+    Sinkhorn,
+    /// Every expert with a positive score, `top_k` on average: ReMoE.
+    Relu,
+    /// Each expert takes its best tokens. Looks at the tokens to come: see [`LmConfig::warnings`].
+    ExpertChoice,
+    /// The id of the token decides, nothing is learned.
+    Hash,
 }
 
 impl LmConfig {
@@ -158,6 +203,11 @@ impl LmConfig {
         (0..self.num_layers).filter(|&layer| self.is_moe_layer(layer)).count()
     }
 
+    /// Configuration of the layers with experts.
+    pub(crate) fn moe_layer(&self) -> MoeConfig {
+        self.moe.layer(self.vocab_size, self.d_model, self.init_std)
+    }
+
     /// Standard deviation of the matrices whose product is added to the residual stream.
     pub(crate) fn residual_std(&self) -> f64 {
         self.init_std / (2.0 * self.num_layers as f64).sqrt()
@@ -167,13 +217,31 @@ impl LmConfig {
 impl LmMoeConfig {
     /// Whether layers have default vectors.
     pub fn has_default_vectors(&self) -> bool {
-        self.router == RouterKind::Default
+        self.router == RouterKind::Default || self.default_vectors
+    }
+
+    /// The router's rule, with its options; `vocab_size` is for a look-up by id.
+    pub fn rule(&self, vocab_size: usize) -> RouterRule {
+        match self.router {
+            RouterKind::TopK | RouterKind::Default => RouterRule::TopK,
+            RouterKind::NoisyTopK => RouterRule::NoisyTopK(self.noisy.clone()),
+            RouterKind::Sigmoid => RouterRule::Sigmoid(self.sigmoid.clone()),
+            RouterKind::Sinkhorn => RouterRule::Sinkhorn(self.sinkhorn.clone()),
+            RouterKind::Relu => RouterRule::Relu(self.relu.clone()),
+            RouterKind::ExpertChoice => RouterRule::ExpertChoice,
+            RouterKind::Hash => RouterRule::Hash(HashOptions { vocab_size, seed: self.hash_seed }),
+        }
     }
 
     /// The layer's own configuration, matrices drawn with standard deviation `std`.
-    pub(crate) fn layer(&self, d_model: usize, std: f64) -> MoeConfig {
+    pub(crate) fn layer(&self, vocab_size: usize, d_model: usize, std: f64) -> MoeConfig {
+        let capacity = Capacity { factor: self.capacity_factor, policy: self.drop_policy };
         MoeConfig::new(d_model, self.d_hidden, self.num_experts, self.top_k)
             .with_normalize_gates(self.normalize_gates)
+            .with_router(self.rule(vocab_size))
+            .with_capacity((self.capacity_factor != 0.0).then_some(capacity))
+            .with_importance_coef(self.importance_coef)
+            .with_load_coef(self.load_coef)
             .with_activation(self.activation)
             .with_bias(self.bias)
             .with_shared_d_hidden(self.shared_d_hidden)

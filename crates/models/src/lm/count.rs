@@ -1,14 +1,15 @@
 //! Parameters, active parameters and floating point operations of a configuration, without building the model.
 //!
 //! Conventions:
-//! - *Total*: every trainable number. A tied embedding counts once; default vectors, which nobody trains, do not count.
+//! - *Total*: every trainable number. A tied embedding counts once; what no gradient trains does not count: default vectors, a
+//!   router's selection bias, the weight of its L1 loss.
 //! - *Active*: what a token passes through, i.e. the total less the experts it does not choose. The embedding table and
 //!   the output matrix count in full, the convention behind OLMoE's 1.3 B and Mixtral's 12.9 B.
 //! - *FLOPs*: a multiplication and an addition are two; backward is twice forward.
 
 use moe_layers::Activation;
 
-use super::{LmConfig, LmMoeConfig, NormKind, QkNorm};
+use super::{LmConfig, LmMoeConfig, NormKind, QkNorm, RouterKind};
 
 /// Forward and backward of one weight on one token: 2 + 4 operations.
 const TRAIN_FLOPS_PER_WEIGHT: u64 = 6;
@@ -102,8 +103,14 @@ impl LmMoeConfig {
         ffn_matrices(self.activation, d_model, self.shared_d_hidden) + gate
     }
 
+    /// A noisy router may learn its noise; a hash router learns nothing.
     fn router_matrix(&self, d_model: usize) -> u64 {
-        product(d_model, self.num_experts)
+        let matrices = match self.router {
+            RouterKind::Hash => 0,
+            RouterKind::NoisyTopK if self.noisy.noise_std.is_none() => 2,
+            _ => 1,
+        };
+        matrices * product(d_model, self.num_experts)
     }
 
     fn bias_params(&self, d_model: usize) -> u64 {

@@ -7,6 +7,7 @@ use default_moe::{DefaultMoeOutput, DefaultVectors};
 use moe_kernels::MoeBackend;
 use moe_layers::{DenseFeedForward, DenseFeedForwardConfig, Moe, MoeOutput};
 
+use super::attention::Positions;
 use super::{LmConfig, MoeLayerOutput};
 
 /// Exactly one of `dense` and `moe` is there; as fields rather than an enum they give parameters readable paths.
@@ -38,22 +39,34 @@ impl<B: MoeBackend> FeedForward<B> {
 
     /// # Shapes
     ///
-    /// - x: `[T, D]`; `layer` is where in the model it is
-    /// - output: `[T, D]`, and what the router did where there is one
-    pub(crate) fn forward(&self, x: Tensor<B, 2>, layer: usize) -> (Tensor<B, 2>, Option<MoeLayerOutput<B>>) {
+    /// - x: `[B * S, D]`; `layer` is where in the model it is
+    /// - output: `[B * S, D]`, and what the router did where there is one
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        layer: usize,
+        positions: &Positions<B>,
+    ) -> (Tensor<B, 2>, Option<MoeLayerOutput<B>>) {
         match (&self.dense, &self.moe) {
             (Some(dense), _) => (dense.forward(x), None),
             (None, Some(moe)) => {
-                let (output, routed) = self.forward_moe(moe, x, layer);
-                (output, Some(routed))
+                let ([tokens, width], [batch, len]) = (x.dims(), positions.shape());
+                let (output, routed) = self.forward_moe(moe, x.reshape([batch, len, width]), layer, positions);
+                (output.reshape([tokens, width]), Some(routed))
             }
             (None, None) => unreachable!("a feed-forward block is made with one of the two"),
         }
     }
 
-    fn forward_moe(&self, moe: &Moe<B>, x: Tensor<B, 2>, layer: usize) -> (Tensor<B, 2>, MoeLayerOutput<B>) {
+    fn forward_moe(
+        &self,
+        moe: &Moe<B>,
+        x: Tensor<B, 3>,
+        layer: usize,
+        positions: &Positions<B>,
+    ) -> (Tensor<B, 3>, MoeLayerOutput<B>) {
         let Some(vectors) = &self.default_vectors else {
-            let MoeOutput { output, routing, losses } = moe.forward(x);
+            let MoeOutput { output, routing, losses } = moe.forward_ids(x, positions.ids());
             return (output, MoeLayerOutput { layer, routing, losses, default_update: None, default_energy: None });
         };
         let DefaultMoeOutput { output, routing, losses, update, energy } = vectors.forward(moe, x);
@@ -71,7 +84,7 @@ fn init_dense<B: MoeBackend>(config: &LmConfig, device: &B::Device) -> DenseFeed
 }
 
 fn init_moe<B: MoeBackend>(config: &LmConfig, device: &B::Device) -> Moe<B> {
-    let mut moe: Moe<B> = config.moe.layer(config.d_model, config.init_std).init(device);
+    let mut moe: Moe<B> = config.moe_layer().init(device);
     moe.experts.w_out = residual(config).init(moe.experts.w_out.dims(), device);
     if let Some(shared) = &mut moe.shared {
         shared.w_out = residual(config).init(shared.w_out.dims(), device);

@@ -36,7 +36,8 @@ pub struct MoeLayerOutput<B: MoeBackend> {
 /// Result of [`Lm::loss`](super::Lm::loss); every tensor is `[1]`, f32.
 #[derive(Debug, Clone)]
 pub struct LmLoss<B: MoeBackend> {
-    /// What to minimise: `cross_entropy + balance_coef * balance + z_coef * z`.
+    /// What to minimise: `cross_entropy + balance_coef * balance + z_coef * z`, and [the layers' other
+    /// losses](MoeLosses::other).
     pub total: Tensor<B, 1>,
     /// Mean over the tokens, in nats.
     pub cross_entropy: Tensor<B, 1>,
@@ -60,6 +61,8 @@ impl<B: MoeBackend> LmLoss<B> {
         let z = sum(layers.iter().map(|layer| layer.losses.z.clone()));
         let total =
             cross_entropy.clone() + balance.clone().mul_scalar(moe.balance_coef) + z.clone().mul_scalar(moe.z_coef);
+        let others = layers.iter().filter_map(|layer| layer.losses.other.clone());
+        let total = others.fold(total, |total, other| total + other);
         Self { total, cross_entropy, balance, z, layers }
     }
 }
@@ -70,7 +73,7 @@ fn balance_loss<B: MoeBackend>(layers: &[MoeLayerOutput<B>], convention: Balance
             let routings: Vec<_> = layers.iter().map(|layer| layer.routing.clone()).collect();
             load_balance_loss_pooled(&routings)
         }
-        BalanceConvention::Switch | BalanceConvention::GShard => {
+        BalanceConvention::Switch | BalanceConvention::GShard | BalanceConvention::Sequence => {
             sum(layers.iter().map(|layer| layer.losses.balance.clone()))
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! Paths of parameters: `embedding`, `blocks.0.attention_norm.gamma`, `blocks.0.attention.query` (`key`, `value`,
 //! `output`, `query_norm.gamma`, `key_norm.gamma`), `blocks.0.feed_forward_norm.gamma`,
-//! `blocks.0.feed_forward.dense.w_in` (`w_out`), `blocks.1.feed_forward.moe.router.weight`,
+//! `blocks.0.feed_forward.dense.w_in` (`w_out`), `blocks.1.feed_forward.moe.router.TopK.weight`,
 //! `blocks.1.feed_forward.moe.experts.w_in` (`w_out`, `b_in`, `b_out`), `final_norm.gamma`, `lm_head`. Layer
 //! normalisation adds `beta` beside `gamma`, shared experts `blocks.1.feed_forward.moe.shared.w_in` (`w_out`) and
 //! `blocks.1.feed_forward.moe.shared_gate`, default
@@ -19,6 +19,7 @@ mod config;
 pub mod count;
 mod default_vectors;
 mod feed_forward;
+mod loads;
 mod loss;
 mod model;
 mod norm;

@@ -147,7 +147,7 @@ impl<B: MoeBackend> Lm<B> {
         let shape = tokens.dims();
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         self.check_shape(shape, start);
-        let positions = Positions::new(&self.rotary, shape, start);
+        let positions = Positions::new(&self.rotary, tokens.clone(), start);
         let mut x = self.embed(tokens);
         let mut layers = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {

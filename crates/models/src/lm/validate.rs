@@ -62,6 +62,9 @@ pub enum LmConfigError {
          their width, or moe.shared_gate to false"
     )]
     SharedGateWithoutExperts,
+    /// What a layer with experts cannot be.
+    #[error("the moe table contradicts itself: {0}")]
+    Moe(String),
     /// A placement of experts that selects nothing.
     #[error(
         "moe_layers = \"{moe_layers}\" selects none of num_layers = {num_layers} layers; write \"none\" for a dense \
@@ -74,6 +77,10 @@ pub enum LmConfigError {
         num_layers: usize,
     },
 }
+
+/// [`LmConfig::warnings`] of expert choice.
+const LOOKS_AHEAD: &str = "moe.router = \"expert-choice\" in a causal model: which experts serve a token depends on the tokens after it, so \
+    the losses are those of a model that sees ahead, and a text generated token by token comes from another one";
 
 impl LmConfig {
     /// # Errors
@@ -92,7 +99,15 @@ impl LmConfig {
         if self.num_moe_layers() == 0 {
             return Err(LmConfigError::NoMoeLayer { moe_layers: self.moe_layers, num_layers: self.num_layers });
         }
-        self.moe.validate()
+        self.moe.validate()?;
+        self.moe_layer().validate().map_err(LmConfigError::Moe)
+    }
+
+    /// What is a model, but hardly what was wanted.
+    pub fn warnings(&self) -> Vec<String> {
+        let rule = self.moe.rule(self.vocab_size);
+        let looks_ahead = self.num_moe_layers() > 0 && rule.looks_ahead();
+        looks_ahead.then(|| LOOKS_AHEAD.to_string()).into_iter().collect()
     }
 
     fn validate_sizes(&self) -> Result<(), LmConfigError> {
@@ -136,6 +151,14 @@ impl LmMoeConfig {
         non_zero("moe.d_hidden", self.d_hidden)?;
         not_negative("moe.balance_coef", self.balance_coef)?;
         not_negative("moe.z_coef", self.z_coef)?;
+        not_negative("moe.importance_coef", self.importance_coef)?;
+        not_negative("moe.load_coef", self.load_coef)?;
+        not_negative("moe.capacity_factor", self.capacity_factor)?;
+        not_negative("moe.noisy.noise_std", self.noisy.noise_std.unwrap_or(0.0))?;
+        non_zero("moe.sinkhorn.iterations", self.sinkhorn.iterations)?;
+        if let Some(error) = self.rule(0).default_vectors_error().filter(|_| self.has_default_vectors()) {
+            return Err(LmConfigError::Moe(error.into()));
+        }
         let beta = self.default.beta;
         in_range("moe.default.beta", beta, (0.0..1.0).contains(&beta), "0 or above, and below 1")?;
         if self.top_k > self.num_experts {

@@ -93,6 +93,7 @@ impl Job {
     /// Says what is about to happen.
     fn announce(&self, device: DeviceChoice) -> Result<(), Error> {
         let (model, train) = (&self.config.model, &self.config.train);
+        model.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
         say(format!(
             "model   {} layers of width {}, {} parameters, {} active per token",
             model.num_layers,

@@ -45,10 +45,10 @@ fn layer_name(layer: usize) -> String {
     format!("blocks.{layer}.feed_forward.moe")
 }
 
-/// Where the counts of a layer are registered: an id made of its router's, as no parameter of the model is without a
+/// Where the counts of a layer are registered: an id made of its experts', as no parameter of the model is without a
 /// gradient. Burn's accumulator drops what belongs to no parameter, so the counts are registered after it.
 fn counts_id<B: Backend>(moe: &Moe<B>) -> ParamId {
-    ParamId::from(!moe.router.weight.id.val())
+    ParamId::from(!moe.experts.w_in.id.val())
 }
 
 fn experts_of<B: Backend>(layer: &mut ExpertLayer, experts: &Experts<B>) {

@@ -74,7 +74,14 @@ pub(super) fn routing(report: &Report) -> Vec<String> {
             per_layer(report, |layer| layer.stats.gate_mass),
         ),
     ];
-    charts.iter().map(Chart::render).collect()
+    charts.iter().chain(&dropped(report)).map(Chart::render).collect()
+}
+
+/// Where a capacity has dropped something.
+fn dropped(report: &Report) -> Option<Chart> {
+    let any = report.records.iter().flat_map(|record| &record.layers).any(|layer| layer.stats.drop_rate > 0.0);
+    let series = || per_layer(report, |layer| layer.stats.drop_rate);
+    any.then(|| report.chart("Dropped", "share of the slots beyond the capacity of their expert", series()))
 }
 
 /// How the default vectors do; empty without them.

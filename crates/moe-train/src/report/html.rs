@@ -122,26 +122,28 @@ fn layer_table(layers: &[LayerRecord]) -> String {
     if layers.is_empty() {
         return String::new();
     }
-    let heads = ["layer", "experts", "load ratio", "dead", "load entropy", "router entropy", "gate mass"];
+    let heads = ["layer", "experts", "load ratio", "dead", "load entropy", "router entropy", "gate mass", "dropped"];
     let heads: String = heads.iter().map(|head| format!("<th>{head}</th>")).collect();
     let mut rows = String::new();
     for LayerRecord { layer, stats, .. } in layers {
         let _ = writeln!(
             rows,
-            "<tr><td>{layer}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><td>{layer}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             stats.expert_counts.len(),
             number(stats.load_ratio, 2),
             stats.dead_experts,
             number(stats.load_entropy, 3),
             number(stats.router_entropy, 3),
             number(stats.gate_mass, 3),
+            number(stats.drop_rate, 3),
         );
     }
     format!(
         "<h2>Routing at the end</h2>\n<div class=\"scroll\"><table><thead><tr>{heads}</tr></thead>\n\
          <tbody>{rows}</tbody></table></div>\n\
          <p class=\"dim\">Load ratio: most loaded expert over the mean. Load entropy: 1 when all experts \
-         have the same load. Router entropy in nats. Gate mass: probability of the chosen experts.</p>\n"
+         have the same load. Router entropy in nats. Gate mass: probability of the chosen experts. Dropped: share of the \
+         slots beyond the capacity of their expert.</p>\n"
     )
 }
 

@@ -106,6 +106,8 @@ struct LayerFields {
     load_entropy: Option<f64>,
     router_entropy: Option<f64>,
     gate_mass: Option<f64>,
+    #[serde(default)]
+    drop_rate: f64,
     default: Option<DefaultFields>,
     #[serde(default)]
     factors: Vec<f64>,
@@ -146,6 +148,7 @@ impl From<LayerFields> for LayerRecord {
                 load_entropy: number(fields.load_entropy),
                 router_entropy: number(fields.router_entropy),
                 gate_mass: number(fields.gate_mass),
+                drop_rate: fields.drop_rate,
             },
             default: fields.default.map(DefaultVectorStats::from),
             factors: fields.factors,
@@ -275,6 +278,7 @@ pub(crate) mod tests {
             load_entropy: 0.7,
             router_entropy: 1.1,
             gate_mass: 0.8,
+            drop_rate: 0.1,
         };
         StepRecord {
             step,

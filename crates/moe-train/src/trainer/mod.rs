@@ -18,6 +18,7 @@
 
 mod default_updates;
 mod error;
+mod router_loads;
 mod session;
 mod step;
 mod summary;

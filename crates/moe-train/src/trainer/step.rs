@@ -9,6 +9,7 @@ use moe_kernels::AutodiffMoeBackend;
 use moe_models::lm::{Lm, LmLoss};
 
 use super::default_updates::DefaultUpdates;
+use super::router_loads::RouterLoads;
 use crate::config::TrainConfig;
 use crate::data::Batch;
 use crate::evaluate::RoutingTotals;
@@ -94,13 +95,17 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
         self.model.measure(settings.with_stats);
         let mut gathered = Gathered::new(settings.with_stats);
         gathered.loads = self.optim.is_excited().then(ExpertLoads::default);
+        gathered.router_loads = self.model.absorbs_loads().then(RouterLoads::default);
         for batch in batches {
             gathered.add(&self.model, &batch, micro_batches, device);
         }
-        let loads = gathered.loads.take();
+        let (loads, router_loads) = (gathered.loads.take(), gathered.router_loads.take());
         let (grads, updates, mut outcome) = gathered.finish(&self.model);
         outcome.check_finite()?;
         updates.absorb_into(&mut self.model);
+        if let Some(loads) = router_loads {
+            loads.absorb_into(&mut self.model);
+        }
         let mut grads = clip_to(&self.model, grads, outcome.grad_norm, settings.clip_norm);
         if let Some(loads) = loads {
             loads.register(&self.model, &mut grads);
@@ -143,6 +148,8 @@ struct Gathered<B: AutodiffMoeBackend> {
     totals: Option<RoutingTotals>,
     /// For an optimizer that looks at them.
     loads: Option<ExpertLoads<B::InnerBackend>>,
+    /// For routers that balance themselves.
+    router_loads: Option<RouterLoads<B>>,
 }
 
 impl<B: AutodiffMoeBackend> Gathered<B> {
@@ -153,6 +160,7 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
             updates: DefaultUpdates::default(),
             totals: with_stats.then(RoutingTotals::default),
             loads: None,
+            router_loads: None,
         }
     }
 
@@ -167,6 +175,9 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
             totals.add(&layers);
         }
         if let Some(loads) = &mut self.loads {
+            loads.add(&layers);
+        }
+        if let Some(loads) = &mut self.router_loads {
             loads.add(&layers);
         }
         self.updates.add(layers);

@@ -35,7 +35,7 @@ fn layer<B: AutodiffMoeBackend>(rule: UpdateRule, device: &B::Device) -> Default
     let options = DefaultOptions::new().with_beta(0.5).with_rule(rule);
     let mut layer = DefaultMoeConfig::new(moe).with_options(options).init::<B>(device);
     let unit: Tensor<B, 2> = Tensor::eye(2, device);
-    layer.moe.router.weight = Param::from_tensor(unit.clone());
+    *layer.moe.router.weight_mut().expect("a learned router") = Param::from_tensor(unit.clone());
     layer.moe.experts.w_in = Param::from_tensor(Tensor::stack(vec![unit.clone(), unit.clone()], 0));
     layer.moe.experts.w_out = Param::from_tensor(Tensor::stack(vec![unit.clone(), unit * 2.0], 0));
     layer

@@ -41,7 +41,7 @@ fn layer<B: AutodiffMoeBackend>(numbers: &Layer, form: Form, device: &B::Device)
     let moe = MoeConfig::new(d, f, e, k).with_normalize_gates(numbers.renormalize);
     let options = DefaultOptions::new().with_beta(numbers.beta).with_rule(numbers.rule).with_form(form);
     let mut layer = DefaultMoeConfig::new(moe).with_options(options).init::<B>(device);
-    layer.moe.router.weight = param(&numbers.router, [d, e], device);
+    *layer.moe.router.weight_mut().expect("a learned router") = param(&numbers.router, [d, e], device);
     layer.moe.experts.w_in = param(&numbers.w_in, [e, d, 2 * f], device);
     layer.moe.experts.w_out = param(&numbers.w_out, [e, f, d], device);
     layer.vectors.values = layer.vectors.values.map(|_| tensor(&numbers.vectors, [e, d], device));
@@ -61,7 +61,7 @@ fn run<B: AutodiffMoeBackend>(numbers: &Layer, form: Form, device: &B::Device) -
         host(out.output),
         host(layer.vectors.values.val()),
         host(tokens.grad(&grads).expect("tracked")),
-        host(moe.router.weight.grad(&grads).expect("tracked")),
+        host(moe.router.weight().expect("a learned router").grad(&grads).expect("tracked")),
         host(moe.experts.w_in.grad(&grads).expect("tracked")),
         host(moe.experts.w_out.grad(&grads).expect("tracked")),
     ]
@@ -139,7 +139,8 @@ fn relabelling_experts_relabels_the_vectors<B: AutodiffMoeBackend>(device: &B::D
     let order = Tensor::<B, 1, burn::tensor::Int>::from_data([3, 0, 4, 1, 2], device);
     let straight = layer::<B>(&numbers, Form::Full, device);
     let mut relabelled = straight.clone();
-    relabelled.moe.router.weight = relabelled.moe.router.weight.map(|w| w.select(1, order.clone()));
+    *relabelled.moe.router.weight_mut().expect("a learned router") =
+        relabelled.moe.router.weight().expect("a learned router").clone().map(|w| w.select(1, order.clone()));
     relabelled.moe.experts.w_in = relabelled.moe.experts.w_in.map(|w| w.select(0, order.clone()));
     relabelled.moe.experts.w_out = relabelled.moe.experts.w_out.map(|w| w.select(0, order.clone()));
     relabelled.vectors.values = relabelled.vectors.values.map(|v| v.select(0, order.clone()));
@@ -190,7 +191,7 @@ fn shared_experts_are_added_and_change_nothing_else<B: AutodiffMoeBackend>(devic
             let out = layer.forward(input.clone());
             let grads = (out.output.clone() * tensor(&numbers.grad, [t, d], device)).sum().backward();
             layer.absorb(&out.update.expect("a training pass"));
-            let router = host(layer.moe.router.weight.grad(&grads).expect("tracked"));
+            let router = host(layer.moe.router.weight().expect("a learned router").grad(&grads).expect("tracked"));
             let w_in = host(layer.moe.experts.w_in.grad(&grads).expect("tracked"));
             let frozen = layer.vectors.forward_evaluation(&layer.moe, input.clone()).output;
             [host(out.output), host(frozen), host(layer.vectors.values.val()), router, w_in]

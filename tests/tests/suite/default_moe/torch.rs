@@ -27,7 +27,8 @@ fn layer<B: AutodiffMoeBackend>(golden: &Value, rule: &Value, device: &B::Device
     let rule: UpdateRule = serde_json::from_value(rule.clone()).expect("the script names rules as we do");
     let options = DefaultOptions::new().with_beta(golden["beta"].as_f64().expect("a number")).with_rule(rule);
     let mut layer = DefaultMoeConfig::new(MoeConfig::new(d, f, e, k)).with_options(options).init::<B>(device);
-    layer.moe.router.weight = Param::from_tensor(tensor(&numbers(&golden["router"]), [d, e], device));
+    *layer.moe.router.weight_mut().expect("a learned router") =
+        Param::from_tensor(tensor(&numbers(&golden["router"]), [d, e], device));
     layer.moe.experts.w_in = Param::from_tensor(tensor(&numbers(&golden["w_in"]), [e, d, 2 * f], device));
     layer.moe.experts.w_out = Param::from_tensor(tensor(&numbers(&golden["w_out"]), [e, f, d], device));
     layer
@@ -66,7 +67,7 @@ fn compare<B: AutodiffMoeBackend>(run: &Value, layer: &DefaultMoe<B>, tokens: &T
     let found = [
         ("average", host(layer.vectors.values.val())),
         ("grad_tokens", host(tokens.grad(grads).expect("tracked"))),
-        ("grad_router", host(moe.router.weight.grad(grads).expect("tracked"))),
+        ("grad_router", host(moe.router.weight().expect("a learned router").grad(grads).expect("tracked"))),
         ("grad_w_in", host(moe.experts.w_in.grad(grads).expect("tracked"))),
         ("grad_w_out", host(moe.experts.w_out.grad(grads).expect("tracked"))),
     ];

@@ -60,7 +60,7 @@ fn parameters_have_the_documented_paths() {
         "blocks.0.feed_forward_norm.gamma",
         "blocks.0.feed_forward.dense.w_in",
         "blocks.0.feed_forward.dense.w_out",
-        "blocks.1.feed_forward.moe.router.weight",
+        "blocks.1.feed_forward.moe.router.TopK.weight",
         "blocks.1.feed_forward.moe.experts.w_in",
         "blocks.1.feed_forward.moe.experts.w_out",
         "blocks.1.feed_forward.moe.shared.w_in",

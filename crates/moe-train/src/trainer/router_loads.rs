@@ -1,0 +1,31 @@
+//! Loads of the experts of every MoE layer over the micro-batches of a step, for routers that balance themselves.
+
+use moe_kernels::AutodiffMoeBackend;
+use moe_layers::ExpertLoad;
+use moe_models::lm::{Lm, MoeLayerOutput};
+
+/// Merged over the micro-batches, one for each MoE layer.
+pub(super) struct RouterLoads<B: AutodiffMoeBackend>(Vec<ExpertLoad<B>>);
+
+impl<B: AutodiffMoeBackend> Default for RouterLoads<B> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<B: AutodiffMoeBackend> RouterLoads<B> {
+    /// Takes those of one micro-batch.
+    pub(super) fn add(&mut self, layers: &[MoeLayerOutput<B>]) {
+        let mut merged = std::mem::take(&mut self.0).into_iter();
+        let merge = |new: ExpertLoad<B>| match merged.next() {
+            Some(old) => old.merge(new),
+            None => new,
+        };
+        self.0 = layers.iter().map(|layer| ExpertLoad::of(&layer.routing)).map(merge).collect();
+    }
+
+    /// Tells the routers of `model`.
+    pub(super) fn absorb_into(self, model: &mut Lm<B>) {
+        model.absorb_loads(&self.0);
+    }
+}

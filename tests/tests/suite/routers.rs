@@ -1,0 +1,321 @@
+//! Every router in a layer: grouped dispatch of its decision against the dense oracle, its gradient against a slope, capacity and default
+//! vectors on top, and Soft MoE against loops.
+
+use burn::module::Param;
+use burn::tensor::{Distribution, Int, Tensor, TensorData};
+use default_moe::{DefaultMoe, DefaultMoeConfig};
+use moe_layers::dispatch::{self, Capacity, DropPolicy};
+use moe_layers::router::{HashOptions, NoisyTopKOptions, ReluOptions, Router, SigmoidOptions, SinkhornOptions};
+use moe_layers::{
+    Activation, AutodiffMoeBackend, Experts, Moe, MoeConfig, RouterRule, Routing, SoftMoe, SoftMoeConfig,
+};
+use moe_tests::{assert_close, host, on_every_backend, random, tensor};
+
+on_every_backend!(
+    grouped_dispatch_of_every_decision_matches_the_dense_oracle,
+    the_router_gradient_is_the_slope_along_a_direction,
+    a_capacity_drops_what_its_slots_say,
+    unchosen_experts_have_the_gate_they_would_have,
+    default_vectors_fill_in_for_every_token_choice_router,
+    soft_moe_matches_loops,
+    every_router_takes_an_empty_batch,
+);
+
+/// Tokens, width, width inside an expert, experts, experts per token.
+const SIZES: [usize; 5] = [11, 6, 5, 4, 2];
+/// Length of a step along a direction, and the error allowed for the slope in f32, relative to the sum of its terms' sizes.
+const STEP: f64 = 1e-2;
+const SLOPE_TOLERANCE: f64 = 2e-3;
+
+fn rules() -> Vec<RouterRule> {
+    vec![
+        RouterRule::TopK,
+        RouterRule::NoisyTopK(NoisyTopKOptions::new()),
+        RouterRule::NoisyTopK(NoisyTopKOptions::new().with_noise_std(Some(1.0))),
+        RouterRule::Sigmoid(SigmoidOptions::new().with_scale(2.5)),
+        RouterRule::Sigmoid(SigmoidOptions::new().with_groups(2)),
+        RouterRule::Sinkhorn(SinkhornOptions::new()),
+        RouterRule::Relu(ReluOptions::new().with_l1_coef(0.1)),
+        RouterRule::ExpertChoice,
+        RouterRule::Hash(HashOptions { vocab_size: 9, seed: 3 }),
+    ]
+}
+
+fn config(rule: RouterRule) -> MoeConfig {
+    let [_, d, f, e, k] = SIZES;
+    MoeConfig::new(d, f, e, k).with_router(rule)
+}
+
+/// A layer with the same numbers on every backend.
+fn layer<B: AutodiffMoeBackend>(config: &MoeConfig, device: &B::Device) -> Moe<B> {
+    let [_, d, f, e, _] = SIZES;
+    let mut moe: Moe<B> = config.init(device);
+    if let Some(weight) = moe.router.weight_mut() {
+        *weight = Param::from_tensor(tensor(&random(d * e, 1), [d, e], device));
+    }
+    moe.experts.w_in = Param::from_tensor(tensor(&random(e * d * 2 * f, 2), [e, d, 2 * f], device));
+    moe.experts.w_out = Param::from_tensor(tensor(&random(e * f * d, 3), [e, f, d], device));
+    moe
+}
+
+fn tokens<B: AutodiffMoeBackend>(device: &B::Device) -> Tensor<B, 2> {
+    let [t, d, ..] = SIZES;
+    tensor::<B, 2>(&random(t * d, 4), [t, d], device).require_grad()
+}
+
+fn ids<B: AutodiffMoeBackend>(device: &B::Device) -> Tensor<B, 1, Int> {
+    let ids: Vec<i64> = (0..SIZES[0] as i64).map(|t| t * t % 9).collect();
+    Tensor::from_data(TensorData::from(ids.as_slice()), device)
+}
+
+/// The decision, with the noise that this seed gives.
+fn route<B: AutodiffMoeBackend>(moe: &Moe<B>, tokens: Tensor<B, 2>, device: &B::Device) -> Routing<B> {
+    B::seed(device, 5);
+    moe.router.forward_ids(tokens, ids(device))
+}
+
+type Path<B> = fn(Tensor<B, 2>, &Experts<B>, &Routing<B>) -> Tensor<B, 2>;
+
+/// Output, and gradients of tokens, router and experts.
+fn run<B: AutodiffMoeBackend>(config: &MoeConfig, path: Path<B>, device: &B::Device) -> Vec<(&'static str, Vec<f64>)> {
+    let (moe, tokens) = (layer::<B>(config, device), tokens::<B>(device));
+    let routing = route(&moe, tokens.clone(), device);
+    let routing = match &config.capacity {
+        Some(capacity) => capacity.apply(routing),
+        None => routing,
+    };
+    let output = path(tokens.clone(), &moe.experts, &routing);
+    let weight = tensor(&random(SIZES[0] * SIZES[1], 9), output.dims(), device);
+    let grads = (output.clone() * weight).sum().backward();
+    let mut all = vec![
+        ("output", host(output)),
+        ("tokens", host(tokens.grad(&grads).expect("tracked"))),
+        ("w_in", host(moe.experts.w_in.grad(&grads).expect("tracked"))),
+        ("w_out", host(moe.experts.w_out.grad(&grads).expect("tracked"))),
+    ];
+    let router = moe.router.weight().map(|weight| host(weight.grad(&grads).expect("tracked")));
+    all.extend(router.map(|grad| ("router", grad)));
+    all
+}
+
+fn assert_dense<B: AutodiffMoeBackend>(config: &MoeConfig, device: &B::Device) {
+    let expected = run::<B>(config, dispatch::dense, device);
+    for ((name, found), (_, expected)) in run::<B>(config, dispatch::grouped, device).iter().zip(&expected) {
+        assert_close(&format!("{:?}, {:?}, {name}", config.router, config.capacity), found, expected);
+    }
+}
+
+fn grouped_dispatch_of_every_decision_matches_the_dense_oracle<B: AutodiffMoeBackend>(device: &B::Device) {
+    for rule in rules() {
+        assert_dense::<B>(&config(rule), device);
+    }
+}
+
+fn a_capacity_drops_what_its_slots_say<B: AutodiffMoeBackend>(device: &B::Device) {
+    let rules = [RouterRule::TopK, RouterRule::Relu(ReluOptions::new())];
+    for policy in [DropPolicy::Position, DropPolicy::Probability, DropPolicy::BatchPriority] {
+        for rule in &rules {
+            let capacity = Capacity::new(0.7).with_policy(policy);
+            let config = config(rule.clone()).with_capacity(Some(capacity.clone()));
+            assert_dense::<B>(&config, device);
+
+            let moe = layer::<B>(&config, device);
+            let free = route(&moe, tokens(device), device);
+            let most = capacity.slots(SIZES[0], free.top_k(), SIZES[3]) as f64;
+            let expected: Vec<f64> = host(free.counts().float()).into_iter().map(|count| count.min(most)).collect();
+            let out = moe.forward(tokens(device));
+            assert_eq!(host(out.routing.counts().float()), expected, "{policy:?}, {rule:?}");
+            assert_eq!(host(out.routing.demand().float()), host(free.counts().float()), "{policy:?}, {rule:?}");
+        }
+    }
+}
+
+/// Central difference of output and losses along a direction in the router's weight, which is small enough for the choice to stay.
+fn the_router_gradient_is_the_slope_along_a_direction<B: AutodiffMoeBackend>(device: &B::Device) {
+    let [t, d, _, e, _] = SIZES;
+    for rule in rules() {
+        // An expert that comes has gate zero, but its load jumps: not in the slope.
+        let config = config(rule.clone()).with_z_coef(0.05).with_balance_coef(0.2).with_importance_coef(0.1);
+        let config = match &rule {
+            RouterRule::Hash(_) => continue,
+            RouterRule::NoisyTopK(_) => config.with_load_coef(0.1),
+            _ => config,
+        };
+        let (direction, weight) = (random(d * e, 12), random(t * d, 9));
+        let loss = |step: f64| {
+            let mut moe = layer::<B>(&config, device);
+            let moved: Vec<f64> = random(d * e, 1).iter().zip(&direction).map(|(w, v)| w + step * v).collect();
+            let leaf = Param::from_tensor(tensor(&moved, [d, e], device));
+            *moe.router.weight_mut().expect("a learned router") = leaf;
+            B::seed(device, 5);
+            let out = moe.forward(tokens::<B>(device));
+            let loss = (out.output * tensor(&weight, [t, d], device)).sum() + out.losses.weighted();
+            (loss, moe, host(out.routing.experts.float()))
+        };
+        let ((above, _, chosen_above), (below, _, chosen_below)) = (loss(STEP / 8.0), loss(-STEP / 8.0));
+        assert_eq!(chosen_above, chosen_below, "{rule:?}: the choice must stay for the loss to be smooth");
+        let slope = (host(above)[0] - host(below)[0]) / (2.0 * STEP / 8.0);
+
+        let (at, moe, _) = loss(0.0);
+        let grads = at.backward();
+        let grad = host(moe.router.weight().expect("a learned router").grad(&grads).expect("tracked"));
+        let terms = grad.iter().zip(&direction).map(|(g, v)| g * v);
+        let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+        assert!((slope - sum).abs() <= SLOPE_TOLERANCE * size, "{rule:?}: {slope} against {sum}, terms {size}");
+    }
+}
+
+fn token_choice() -> Vec<RouterRule> {
+    rules().into_iter().filter(|rule| rule.default_vectors_error().is_none()).collect()
+}
+
+/// From what the decision says: a score, over the sum of those of the chosen where gates are normalised, times the scale.
+fn unchosen_experts_have_the_gate_they_would_have<B: AutodiffMoeBackend>(device: &B::Device) {
+    let [t, _, _, e, k] = SIZES;
+    for (rule, normalize) in token_choice().into_iter().flat_map(|rule| [(rule.clone(), false), (rule, true)]) {
+        let moe = layer::<B>(&config(rule.clone()).with_normalize_gates(normalize), device);
+        let routing = route(&moe, tokens(device), device);
+        let (scores, chosen) = (host(routing.scores.clone()), host(routing.experts.clone().float()));
+        let gates = host(routing.gates.clone());
+        let found = host(moe.router.gates_of_unchosen(&routing));
+        for token in 0..t {
+            let row = &chosen[token * k..(token + 1) * k];
+            let score = |expert: usize| scores[token * e + expert];
+            // A gate over its score is what stands between the two, whichever expert one looks at.
+            let factor = gates[token * k] / score(row[0] as usize);
+            let expected: Vec<f64> =
+                (0..e).map(|i| if row.contains(&(i as f64)) { 0.0 } else { score(i) * factor }).collect();
+            assert_close(&format!("{rule:?}, {normalize}"), &found[token * e..(token + 1) * e], &expected);
+        }
+    }
+}
+
+fn default_vectors_fill_in_for_every_token_choice_router<B: AutodiffMoeBackend>(device: &B::Device) {
+    let [t, d, _, e, _] = SIZES;
+    for rule in token_choice() {
+        let moe = layer::<B>(&config(rule.clone()), device);
+        let mut layer: DefaultMoe<B> = DefaultMoeConfig::new(config(rule.clone())).init(device);
+        layer.moe = moe.clone();
+        B::seed(device, 5);
+        let out = layer.forward(tokens::<B>(device));
+        let vectors = host(layer.vectors.updated(&out.update.expect("a training pass")));
+        let routing = route(&moe, tokens(device), device);
+        let gates = host(moe.router.gates_of_unchosen(&routing));
+        let mut expected = host(dispatch::dense(tokens(device), &moe.experts, &routing));
+        for token in 0..t {
+            for i in 0..d {
+                expected[token * d + i] += (0..e).map(|x| gates[token * e + x] * vectors[x * d + i]).sum::<f64>();
+            }
+        }
+        assert_close(&format!("{rule:?}"), &host(out.output), &expected);
+    }
+}
+
+fn every_router_takes_an_empty_batch<B: AutodiffMoeBackend>(device: &B::Device) {
+    for rule in rules() {
+        let moe = layer::<B>(&config(rule.clone()), device);
+        let none = Tensor::<B, 2>::zeros([0, SIZES[1]], device);
+        let ids = Tensor::<B, 1, Int>::from_data(TensorData::from([0i64; 0]), device);
+        let out = moe.forward_ids(none, ids);
+        assert_eq!(out.output.dims(), [0, SIZES[1]]);
+        assert_eq!(host(out.losses.weighted()), [0.0], "{rule:?}");
+        assert_eq!(host(out.routing.counts().float()), [0.0; 4], "{rule:?}");
+    }
+}
+
+/// Sequences, tokens, width, width inside, experts, slots each.
+const SOFT: [usize; 6] = [2, 5, 4, 3, 3, 2];
+
+fn soft<B: AutodiffMoeBackend>(device: &B::Device) -> SoftMoe<B> {
+    let [_, _, d, f, e, p] = SOFT;
+    let config = SoftMoeConfig::new(d, f, e).with_slots_per_expert(p).with_activation(Activation::Relu);
+    let mut layer: SoftMoe<B> = config.init(device);
+    layer.slots = Param::from_tensor(tensor(&random(d * e * p, 1), [d, e * p], device));
+    layer.scale = Param::from_tensor(tensor(&[1.5], [1], device));
+    layer.experts.w_in = Param::from_tensor(tensor(&random(e * d * f, 2), [e, d, f], device));
+    layer.experts.w_out = Param::from_tensor(tensor(&random(e * f * d, 3), [e, f, d], device));
+    layer.experts.b_in = Some(Param::from_tensor(tensor(&random(e * f, 4), [e, f], device)));
+    layer.experts.b_out = Some(Param::from_tensor(tensor(&random(e * d, 5), [e, d], device)));
+    layer
+}
+
+fn softmax(values: &[f64]) -> Vec<f64> {
+    let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = values.iter().map(|x| (x - largest).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|x| x / sum).collect()
+}
+
+/// One sequence `[S, D]` to `[S, D]`.
+fn soft_by_loops(x: &[f64]) -> Vec<f64> {
+    let [_, s, d, f, e, p] = SOFT;
+    let (slots, w_in, w_out) = (random(d * e * p, 1), random(e * d * f, 2), random(e * f * d, 3));
+    let (b_in, b_out) = (random(e * f, 4), random(e * d, 5));
+    let length = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let logit = |t: usize, slot: usize| {
+        let token = length(&mut (0..d).map(|i| x[t * d + i]));
+        let wanted = length(&mut (0..d).map(|i| slots[i * e * p + slot]));
+        1.5 * (0..d).map(|i| x[t * d + i] * slots[i * e * p + slot]).sum::<f64>() / token / wanted
+    };
+    let mut outputs = vec![0.0; e * p * d];
+    for slot in 0..e * p {
+        let shares = softmax(&(0..s).map(|t| logit(t, slot)).collect::<Vec<_>>());
+        let input: Vec<f64> = (0..d).map(|i| (0..s).map(|t| shares[t] * x[t * d + i]).sum()).collect();
+        let expert = slot / p;
+        let hidden: Vec<f64> = (0..f)
+            .map(|h| b_in[expert * f + h] + (0..d).map(|i| input[i] * w_in[(expert * d + i) * f + h]).sum::<f64>())
+            .map(|h| h.max(0.0))
+            .collect();
+        for i in 0..d {
+            let sum: f64 = (0..f).map(|h| hidden[h] * w_out[(expert * f + h) * d + i]).sum();
+            outputs[slot * d + i] = sum + b_out[expert * d + i];
+        }
+    }
+    let mut y = vec![0.0; s * d];
+    for t in 0..s {
+        let shares = softmax(&(0..e * p).map(|slot| logit(t, slot)).collect::<Vec<_>>());
+        for i in 0..d {
+            y[t * d + i] = (0..e * p).map(|slot| shares[slot] * outputs[slot * d + i]).sum();
+        }
+    }
+    y
+}
+
+/// Values against the loops, the gradient of the input against their central difference.
+fn soft_moe_matches_loops<B: AutodiffMoeBackend>(device: &B::Device) {
+    let [b, s, d, ..] = SOFT;
+    let (x, weight) = (random(b * s * d, 7), random(b * s * d, 8));
+    let input = tensor::<B, 3>(&x, [b, s, d], device).require_grad();
+    let output = soft::<B>(device).forward(input.clone());
+    let loops = |x: &[f64]| x.chunks(s * d).flat_map(soft_by_loops).collect::<Vec<_>>();
+    assert_close("output", &host(output.clone()), &loops(&x));
+
+    let grads = (output * tensor(&weight, [b, s, d], device)).sum().backward();
+    let found = host(input.grad(&grads).expect("tracked"));
+    let loss = |x: &[f64]| loops(x).iter().zip(&weight).map(|(y, w)| y * w).sum::<f64>();
+    let step = 1e-5;
+    let slopes: Vec<f64> = (0..x.len())
+        .map(|i| {
+            let moved =
+                |by: f64| x.iter().enumerate().map(|(j, x)| if i == j { x + by } else { *x }).collect::<Vec<_>>();
+            (loss(&moved(step)) - loss(&moved(-step))) / (2.0 * step)
+        })
+        .collect();
+    assert_close("gradient", &found, &slopes);
+}
+
+/// Noise is drawn on the backend: the seed decides, and a second pass has other noise.
+#[cfg(feature = "flex")]
+#[test]
+fn noise_differs_from_pass_to_pass_and_not_from_run_to_run() {
+    type B = moe_tests::Flex;
+    let device = Default::default();
+    let moe = layer::<B>(&config(RouterRule::NoisyTopK(NoisyTopKOptions::new())), &device);
+    let Router::NoisyTopK(_) = &moe.router else { panic!("another router") };
+    let tokens = Tensor::<B, 2>::random([SIZES[0], SIZES[1]], Distribution::Default, &device);
+    let scores = |routing: Routing<B>| host(routing.scores);
+    let first = scores(route(&moe, tokens.clone(), &device));
+    let next = scores(moe.router.forward(tokens.clone()));
+    assert_ne!(first, next);
+    assert_eq!(first, scores(route(&moe, tokens, &device)));
+}
