@@ -64,6 +64,7 @@ impl<'a, B: AutodiffMoeBackend> Session<'a, B> {
     pub(super) fn train_step(&mut self, trainee: Trainee<B>) -> Result<(Trainee<B>, StepOutcome), TrainError> {
         let started = Instant::now();
         let (config, step) = (self.config, self.state.step);
+        B::seed(self.device, noise_seed(self.config.train.seed, self.state.step));
         let settings = StepSettings {
             lr: self.lr(step),
             clip_norm: config.optim.clip_norm,
@@ -127,6 +128,13 @@ impl<'a, B: AutodiffMoeBackend> Session<'a, B> {
         let (tokens, seconds) = std::mem::replace(&mut self.recorded, now);
         per_second(now.0 - tokens, now.1 - seconds)
     }
+}
+
+/// Seeds what a step draws, the noise of a router, so that a resumed run draws the same.
+fn noise_seed(seed: u64, step: usize) -> u64 {
+    /// Odd, so that no two steps get one seed; the golden ratio of 64 bits, as in SplitMix64.
+    const STRIDE: u64 = 0x9e37_79b9_7f4a_7c15;
+    seed ^ STRIDE.wrapping_mul(step as u64 + 1)
 }
 
 /// What happens after a step; a pure function of its number, so that a resumed run does the same.

@@ -418,6 +418,41 @@ mod tests {
         assert_eq!(refusal.map(|NotFinite(what)| what), Some("loss"));
     }
 
+    /// A selection bias moves against the counts of all micro-batches, an L1 coefficient with them; once, and no gradient does.
+    #[test]
+    fn routers_absorb_the_load_of_all_micro_batches_once() {
+        use moe_layers::{ExpertLoad, Router};
+        use moe_models::lm::RouterKind;
+        for router in [RouterKind::Sigmoid, RouterKind::Relu] {
+            let mut config = config();
+            config.model.moe.router = router;
+            let trainee = trainee(&config);
+            let batches = in_pairs(&eight_sequences());
+            let router_of =
+                |model: &Lm<AD>| model.blocks[1].feed_forward.moe.as_ref().expect("it has experts").router.clone();
+            let mut expected = router_of(&trainee.model);
+            let loads = batches.iter().map(|batch| {
+                let (inputs, targets) = batch.to_tensors::<AD>(&Default::default());
+                ExpertLoad::of(&trainee.model.loss(inputs, targets).layers[0].routing)
+            });
+            expected.absorb(&loads.reduce(ExpertLoad::merge).expect("four batches"));
+            let settings = StepSettings { lr: 1e-2, clip_norm: 1.0, with_stats: false };
+            let stepped = trainee.step(batches.into_iter(), &settings, &Default::default());
+            let (stepped, _) = stepped.unwrap_or_else(|error| panic!("{error:?}"));
+            let state = |router: &Router<AD>| match router {
+                Router::Sigmoid(router) => router.selection_bias.to_data(),
+                Router::Relu(router) => router.l1_coef.to_data(),
+                other => panic!("another router: {other:?}"),
+            };
+            assert_ne!(state(&expected), state(&router_of(&trainee_start(&config))));
+            state(&router_of(&stepped.model)).assert_eq(&state(&expected), true);
+        }
+    }
+
+    fn trainee_start(config: &TrainConfig) -> Lm<AD> {
+        config.model.init(&Default::default())
+    }
+
     #[test]
     fn statistics_are_read_on_request_and_change_nothing() {
         let start = trainee(&config());

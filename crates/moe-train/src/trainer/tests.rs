@@ -177,6 +177,30 @@ fn a_resumed_run_with_default_vectors_repeats_the_unbroken_one_bit_for_bit() {
     assert_eq!(last.norms.len(), config.model.moe.num_experts);
 }
 
+/// With a capacity: what routers remember is as after an unbroken run. (`tests/routers.rs` has the one that draws noise, from a
+/// generator that all threads of a program share.)
+#[test]
+fn a_resumed_run_repeats_the_unbroken_one_bit_for_bit_with_every_router() {
+    use RouterKind::{ExpertChoice, Hash, Relu, Sigmoid, Sinkhorn};
+    for router in [Sigmoid, Sinkhorn, Relu, ExpertChoice, Hash] {
+        let (_parent, unbroken) = new_dir();
+        let (_other, resumed) = new_dir();
+        let mut config = config();
+        config.model.moe.router = router;
+        config.model.moe.capacity_factor = 1.25;
+        (config.model.moe.sigmoid.rate, config.model.moe.relu.l1_coef) = (0.05, 1e-3);
+        run_in(&unbroken, &config, &mut Silent::default()).expect("training");
+        cut_after_step_10(&unbroken, &resumed);
+        run_in(&resumed, &config, &mut Silent::default()).expect("training");
+        let records = losses(&unbroken);
+        assert_eq!(losses(&resumed), records, "{router:?}");
+        let (first, last) = (&records[0], &records[records.len() - 1]);
+        assert!(last.loss < first.loss, "{router:?}: {} is not below {}", last.loss, first.loss);
+        let dropped = records.iter().any(|record| record.layers[0].stats.drop_rate > 0.0);
+        assert_eq!(dropped, router != ExpertChoice, "{router:?}: who has a capacity drops something in 12 steps");
+    }
+}
+
 /// Validating more often changes neither the losses nor the vectors of the training steps.
 #[test]
 fn validation_does_not_move_default_vectors() {

@@ -63,6 +63,12 @@ fn variants() -> Vec<LmConfig> {
         moe(LmMoeConfig::new(4, 2, 8).with_activation(Activation::Relu).with_balance(BalanceConvention::HuggingFace)),
         moe(LmMoeConfig::new(4, 1, 12).with_router(RouterKind::Default)),
         moe(LmMoeConfig::new(4, 2, 6).with_router(RouterKind::Default).with_shared_d_hidden(10).with_shared_gate(true)),
+        moe(LmMoeConfig::new(4, 2, 8).with_router(RouterKind::NoisyTopK).with_load_coef(0.1).with_importance_coef(0.1)),
+        moe(LmMoeConfig::new(4, 2, 8).with_router(RouterKind::Sigmoid).with_default_vectors(true)),
+        moe(LmMoeConfig::new(4, 2, 8).with_router(RouterKind::Sigmoid).with_balance(BalanceConvention::Sequence)),
+        moe(LmMoeConfig::new(4, 1, 12).with_router(RouterKind::Sinkhorn)),
+        moe(LmMoeConfig::new(4, 2, 8).with_router(RouterKind::Relu)),
+        moe(LmMoeConfig::new(4, 2, 8).with_router(RouterKind::Hash)),
     ]
 }
 
