@@ -155,8 +155,8 @@ mod tests {
         let (layer, input) = (layer(2), input(3, 5));
         let together = layer.forward(input.clone());
         for i in 0..3 {
-            let alone = layer.forward(input.clone().slice([i..i + 1]));
-            let found = together.clone().slice([i..i + 1]).into_data();
+            let alone = layer.forward(input.clone().slice(i..i + 1));
+            let found = together.clone().slice(i..i + 1).into_data();
             found.assert_approx_eq::<f32>(&alone.into_data(), Tolerance::rel_abs(TOLERANCE, TOLERANCE));
         }
     }

@@ -106,7 +106,7 @@ fn the_parts_agree_with_the_whole<B: AutodiffMoeBackend>(device: &B::Device) {
 }
 
 fn the_counts_are_those_of_the_slots_that_are_served<B: AutodiffMoeBackend>(device: &B::Device) {
-    for case in &cases(9)[..] {
+    for case in cases(9) {
         let (partial, _) = dropped(case, Activation::Relu, 3);
         let plan = plan_of::<B>(&partial, case.experts, device);
         let counts: Vec<usize> = plan.counts().into_data().iter::<i64>().map(|n| n as usize).collect();
