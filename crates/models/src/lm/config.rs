@@ -6,7 +6,7 @@ use default_moe::DefaultOptions;
 use moe_layers::{Activation, BalanceConvention, MoeConfig};
 use serde::{Deserialize, Serialize};
 
-use super::MoeLayers;
+use super::{MoeLayers, RopeScaling};
 
 /// Configuration to create an [`Lm`](super::Lm) using the [init function](LmConfig::init).
 ///
@@ -42,6 +42,8 @@ pub struct LmConfig {
     /// Base of the rotary wavelengths.
     #[config(default = 10000.0)]
     pub rope_theta: f64,
+    /// How the rotary frequencies are changed for long sequences. `None`: not at all.
+    pub rope_scaling: Option<RopeScaling>,
     /// Normalisation of queries and keys.
     #[config(default = "QkNorm::None")]
     pub qk_norm: QkNorm,

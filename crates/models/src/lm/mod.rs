@@ -24,6 +24,7 @@ mod model;
 mod norm;
 mod placement;
 mod presets;
+mod rope_scaling;
 mod rotary;
 mod validate;
 
@@ -39,5 +40,6 @@ pub use loss::{LmLoss, LmOutput, MoeLayerOutput, cross_entropy};
 pub use model::Lm;
 pub use norm::Norm;
 pub use placement::{MoeLayers, ParseMoeLayersError};
+pub use rope_scaling::RopeScaling;
 pub use rotary::Rotary;
 pub use validate::LmConfigError;

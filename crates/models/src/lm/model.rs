@@ -50,7 +50,7 @@ impl LmConfig {
             blocks: (0..self.num_layers).map(|layer| Block::new(self, layer, device)).collect(),
             final_norm: Norm::new(self, device),
             lm_head: (!self.tie_embeddings).then(|| matrix([self.d_model, self.vocab_size])),
-            rotary: Rotary::new(self.max_seq_len, self.head_width(), self.rope_theta, device),
+            rotary: Rotary::new(self, device),
             config: self.clone(),
             dtype: DType::F32,
         };
