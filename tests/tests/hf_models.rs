@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
-use moe_models::checkpoint::{Family, HfCheckpoint, HfExport, WeightDtype};
+use moe_models::checkpoint::{Family, HfCheckpoint, HfExport, WeightDtype, read_config};
 use moe_models::lm::{Lm, LmLoss};
 use moe_tests::{Flex, host};
 use safetensors::SafeTensors;
@@ -124,6 +124,26 @@ fn an_expert_that_nobody_chose_is_among_the_cases() {
     let output = load(&golden("qwen3-moe")).forward(tokens(&expected, 0));
     let counts = output.layers[0].routing.counts().into_data();
     assert_eq!(counts.iter::<i64>().last(), Some(0));
+}
+
+/// A field that is left out has the value that transformers gives it.
+#[test]
+fn a_missing_field_has_the_default_of_its_family() {
+    let text = fs::read_to_string(golden("defaults.json")).expect("it is committed");
+    let all: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(all.len(), Family::ALL.len());
+    for (name, full) in all {
+        let read = |fields: &serde_json::Value| {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            fs::write(dir.path().join("config.json"), fields.to_string()).expect("writable");
+            read_config(dir.path()).unwrap_or_else(|error| panic!("{name}: {error}"))
+        };
+        let (family, config) = read(&serde_json::json!({"model_type": name}));
+        assert_eq!(family.model_type(), name);
+        let (_, expected) = read(&full);
+        let kv_heads = |config: moe_models::lm::LmConfig| config.clone().with_num_kv_heads(Some(config.kv_heads()));
+        assert_eq!(kv_heads(config), kv_heads(expected), "{name}");
+    }
 }
 
 /// What the rotation is scaled by shows in the logits of the cases that scale it.

@@ -11,6 +11,7 @@ name.
 """
 
 import copy
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -208,6 +209,12 @@ def write_case(name, config):
     save_file(expected, folder / "expected.safetensors")
 
 
+def write_defaults():
+    """Every field of a configuration that was told nothing."""
+    defaults = {config.model_type: config().to_dict() for config in (MixtralConfig, OlmoeConfig, Qwen3MoeConfig)}
+    (GOLDEN / "defaults.json").write_text(json.dumps(defaults, indent=1, sort_keys=True) + "\n")
+
+
 def check_case(name):
     expected = load_file(GOLDEN / name / "expected.safetensors")
     with torch.no_grad():
@@ -224,6 +231,7 @@ def main():
         torch.manual_seed(20)
         for name, config in CASES.items():
             write_case(name, config)
+        write_defaults()
     elif sys.argv[1:] == ["check"]:
         for name in CASES:
             check_case(name)

@@ -237,11 +237,12 @@ fn write_family(fields: &mut Value, family: Family, config: &LmConfig) {
 }
 
 /// What a model can have here and not in `family`.
-fn refuse_inexpressible(config: &LmConfig, family: Family) -> Result<(), CheckpointError> {
+pub(super) fn refuse_inexpressible(config: &LmConfig, family: Family) -> Result<(), CheckpointError> {
     let (moe, whole) = (&config.moe, config.head_width() * config.num_heads == config.d_model);
     let swiglu = moe.activation == Activation::SwiGlu && config.activation == Activation::SwiGlu;
     let everywhere = (0..config.num_layers).all(|layer| config.is_moe_layer(layer));
     let needs = [
+        (Family::of(config) == family, "qk_norm must be that of the family"),
         (config.norm == NormKind::Rms, "norm must be \"rms\""),
         (swiglu, "activation and moe.activation must be \"swiglu\""),
         (moe.router == RouterKind::TopK, "moe.router must be \"top-k\""),

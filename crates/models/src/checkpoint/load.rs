@@ -74,6 +74,18 @@ impl HfCheckpoint {
         dtypes.max_by_key(|dtype| (dtype.size(), *dtype == WeightDtype::F16)).unwrap_or_default()
     }
 
+    /// The same weights for a model of `config`: with other losses, for instance, or a longer `max_seq_len`.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::NoEquivalent`] or an error of a tensor when such a model has other parameters.
+    pub fn with_config(self, config: LmConfig) -> Result<Self, CheckpointError> {
+        config::refuse_inexpressible(&config, self.family)?;
+        let checkpoint = Self { parameters: parameters(self.family, &config), config, ..self };
+        checkpoint.check()?;
+        Ok(checkpoint)
+    }
+
     /// The model with its weights on `device`, in f32.
     ///
     /// Beside the model itself, no more is in memory than one parameter and one tensor of the checkpoint.

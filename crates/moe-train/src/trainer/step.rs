@@ -12,7 +12,7 @@ use super::default_updates::DefaultUpdates;
 use crate::config::TrainConfig;
 use crate::data::Batch;
 use crate::evaluate::RoutingTotals;
-use crate::optim::{ExpertLoads, LmOptimizer, OptionallyExcited, clip_to, global_norm};
+use crate::optim::{ExpertLoads, Freeze, LmOptimizer, OptionallyExcited, clip_to, global_norm};
 use crate::run::LayerRecord;
 
 /// The optimizer of a language model.
@@ -94,6 +94,7 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
         self.model.measure(settings.with_stats);
         let mut gathered = Gathered::new(settings.with_stats);
         gathered.loads = self.optim.is_excited().then(ExpertLoads::default);
+        gathered.freeze = self.optim.frozen().clone();
         for batch in batches {
             gathered.add(&self.model, &batch, micro_batches, device);
         }
@@ -143,6 +144,8 @@ struct Gathered<B: AutodiffMoeBackend> {
     totals: Option<RoutingTotals>,
     /// For an optimizer that looks at them.
     loads: Option<ExpertLoads<B::InnerBackend>>,
+    /// What gets no gradient.
+    freeze: Freeze,
 }
 
 impl<B: AutodiffMoeBackend> Gathered<B> {
@@ -153,6 +156,7 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
             updates: DefaultUpdates::default(),
             totals: with_stats.then(RoutingTotals::default),
             loads: None,
+            freeze: Freeze::default(),
         }
     }
 
@@ -171,7 +175,9 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
         }
         self.updates.add(layers);
         let grads = total.mul_scalar(share).backward();
-        self.grads.accumulate(model, GradientsParams::from_grads(grads, model));
+        let mut grads = GradientsParams::from_grads(grads, model);
+        self.freeze.drop_gradients(model, &mut grads);
+        self.grads.accumulate(model, grads);
     }
 
     /// The summed gradients, the merged updates of default vectors, and the measurements in one read (and another for the

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::*;
+use crate::lm::QkNorm;
 
 fn entries(dir: &std::path::Path) -> Vec<String> {
     let entries = fs::read_dir(dir).expect("readable").map(|entry| entry.expect("readable").file_name());
@@ -55,6 +56,21 @@ fn weights_in_half_precision_come_back_rounded_once() {
         assert_eq!(numbers(&loaded), dtype.decode(&dtype.encode(&original)));
         assert_ne!(numbers(&loaded), original);
     }
+}
+
+#[test]
+fn weights_serve_a_model_with_other_losses_and_no_other_parameters() {
+    let place = Place::whole();
+    let open = || HfCheckpoint::open(&place.path).expect("it is whole");
+    let mut config = open().config().clone();
+    (config.moe.z_coef, config.max_seq_len) = (0.5, 64);
+    let loaded: Lm<Flex> =
+        open().with_config(config.clone()).expect("the same tensors").load(&Default::default()).expect("readable");
+    assert_eq!(loaded.config(), &config);
+    let refused = open().with_config(config.clone().with_qk_norm(QkNorm::None));
+    assert!(matches!(refused, Err(CheckpointError::NoEquivalent { .. })));
+    config.moe.num_experts = 4;
+    assert!(matches!(open().with_config(config), Err(CheckpointError::Shape { .. })));
 }
 
 #[test]
