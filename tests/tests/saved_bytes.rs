@@ -110,7 +110,7 @@ fn default_vectors_keep_a_few_vectors_per_expert_besides() {
 }
 
 /// Many experts, so that `T * E * D` numbers would be far more than anything else: T, D, F, E, K.
-const MANY_EXPERTS: [usize; 5] = [1024, 64, 16, 64, 1];
+const MANY_EXPERTS: [usize; 5] = [4096, 64, 16, 64, 1];
 
 #[test]
 fn nothing_of_size_tokens_times_experts_times_width_exists_ever() {
@@ -125,7 +125,7 @@ fn nothing_of_size_tokens_times_experts_times_width_exists_ever() {
         layer.absorb(&update.expect("a training pass"));
         drop(grads);
     };
-    pass(); // what is made once and for all: the products' workspace is as large as a processor's cache
+    pass(); // what is made once for each thread: the products' workspace, a few megabytes, as large as a processor's cache
     take_largest_piece();
     pass();
     let (largest, forbidden) = (take_largest_piece(), 4 * t * e * d);

@@ -67,6 +67,8 @@
 //! The backend is any [`MoeBackend`](moe_kernels::MoeBackend); choose its implementation with the cargo features `flex`
 //! (default), `ndarray` and `cube`.
 
+pub mod checkpoint;
 pub mod generate;
 pub mod lm;
 pub mod mlp;
+pub mod vit;

@@ -1,8 +1,9 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{convert::Infallible, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use moe_models::checkpoint::WeightDtype;
 
 use crate::{backend::DeviceChoice, config::Dtype};
 
@@ -24,6 +25,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Continue a prompt with a trained model
     Generate(GenerateArgs),
+    /// Write a trained model as a Hugging Face checkpoint
+    Export(ExportArgs),
     /// Write report.html of a run directory again
     Report(ReportArgs),
 }
@@ -44,6 +47,26 @@ pub enum CheckpointChoice {
     Latest,
     /// The one with the lowest validation loss.
     Best,
+}
+
+/// Which weights a prompt is continued with; in text `latest`, `best` or a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// Those of a checkpoint of the run.
+    OfRun(CheckpointChoice),
+    /// Those in the directory of a Hugging Face checkpoint.
+    HuggingFace(PathBuf),
+}
+
+impl FromStr for Weights {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match CheckpointChoice::from_str(text, false) {
+            Ok(choice) => Self::OfRun(choice),
+            Err(_) => Self::HuggingFace(text.into()),
+        })
+    }
 }
 
 /// What default vectors do in a measurement.
@@ -79,6 +102,9 @@ pub struct TrainArgs {
     /// A tokenizer.json of the tokenizers library; without it, bytes are tokens
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// A Hugging Face checkpoint to start from: its weights, its architecture and its tokenizer.json
+    #[arg(long, value_name = "DIR")]
+    pub init_from: Option<PathBuf>,
     /// Optimizer steps of the whole run
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
@@ -89,7 +115,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Go on with this run; only --steps (upwards) and --device may be given beside it
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["preset", "config", "set", "data", "valid", "tokenizer", "seed", "out", "dtype"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["preset", "config", "set", "data", "valid", "tokenizer", "init_from", "seed", "out", "dtype"])]
     pub resume: Option<PathBuf>,
     /// Type of the activations; weights and the optimizer stay f32
     #[arg(long, value_enum)]
@@ -127,7 +153,7 @@ pub struct EvalArgs {
 pub struct GenerateArgs {
     /// Directory of the run
     #[arg(long, value_name = "DIR")]
-    pub run: PathBuf,
+    pub run: Option<PathBuf>,
     /// Text to go on from
     #[arg(long, value_name = "TEXT", default_value = "\n", hide_default_value = true)]
     pub prompt: String,
@@ -143,6 +169,29 @@ pub struct GenerateArgs {
     /// Seed of the sampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Which checkpoint: the latest or the best of the run, or without a run the directory of a Hugging Face one
+    #[arg(long, value_name = "latest|best|DIR", default_value = "latest")]
+    pub checkpoint: Weights,
+    /// Device: default, cpu (a software adapter of wgpu) or the number of a GPU
+    #[arg(long, value_name = "DEVICE", default_value = "default")]
+    pub device: DeviceChoice,
+}
+
+/// Options of `moe-train export`.
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// Directory of the run
+    #[arg(long, value_name = "DIR")]
+    pub run: PathBuf,
+    /// Where the checkpoint goes: a directory that does not exist yet
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Type of the weights: f32, bf16 or f16
+    #[arg(long, value_name = "DTYPE", default_value_t = WeightDtype::F32)]
+    pub dtype: WeightDtype,
+    /// Largest file of weights, in bytes
+    #[arg(long, value_name = "N", default_value_t = 5_000_000_000)]
+    pub max_shard_bytes: usize,
     /// Which checkpoint
     #[arg(long, value_enum, default_value_t)]
     pub checkpoint: CheckpointChoice,
@@ -206,10 +255,24 @@ mod tests {
     #[test]
     fn a_resumed_run_takes_steps_and_device_only() {
         assert!(train(&["--resume", "r", "--steps", "9", "--device", "0"]).is_ok());
-        for other in [["--seed", "1"], ["--set", "a=1"], ["--data", "x"], ["--out", "o"], ["--preset", "tiny"]] {
+        for other in [
+            ["--seed", "1"],
+            ["--set", "a=1"],
+            ["--data", "x"],
+            ["--out", "o"],
+            ["--preset", "tiny"],
+            ["--init-from", "d"],
+        ] {
             let error = train(&["--resume", "r", other[0], other[1]]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ArgumentConflict, "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_checkpoint_is_one_of_the_run_or_a_directory() {
+        let weights = |text: &str| text.parse::<Weights>().expect("any text is one");
+        assert_eq!(weights("best"), Weights::OfRun(CheckpointChoice::Best));
+        assert_eq!(weights("models/best"), Weights::HuggingFace("models/best".into()));
     }
 
     #[test]

@@ -73,6 +73,9 @@ pub struct OptimConfig {
     /// Replaces the excitation by a control: `global-exp`, `random-boost` or `inverted`; null does not.
     #[serde(default)]
     pub control: Option<Control>,
+    /// Patterns of the paths of parameters that are not trained, see [`Freeze`](crate::optim::Freeze).
+    #[serde(default)]
+    pub freeze: Vec<String>,
 }
 
 fn full_strength() -> f64 {
@@ -114,6 +117,9 @@ pub struct LoopConfig {
     pub keep_last: usize,
     /// Tokens of the sample at the end of the run; 0 for none.
     pub sample_tokens: usize,
+    /// A Hugging Face checkpoint whose weights the run starts from; `None` draws them.
+    #[serde(default)]
+    pub init_from: Option<PathBuf>,
 }
 
 impl LoopConfig {

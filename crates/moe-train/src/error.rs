@@ -1,6 +1,6 @@
 //! The error a command ends with: whatever went wrong, in one line that says what to do.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use moe_models::generate::GenerateError;
 use thiserror::Error;
@@ -41,6 +41,40 @@ pub enum Error {
     /// The report.
     #[error(transparent)]
     Report(#[from] ReportError),
+    /// A Hugging Face checkpoint.
+    #[error(transparent)]
+    HuggingFace(#[from] moe_models::checkpoint::CheckpointError),
+    /// Nothing to continue a prompt with.
+    #[error(
+        "there is no model: pass the directory of a run as --run, or that of a Hugging Face checkpoint as --checkpoint"
+    )]
+    NoModel,
+    /// A run and a Hugging Face checkpoint at once.
+    #[error(
+        "{} is the directory of a Hugging Face checkpoint, which needs no --run; of a run there are latest and best",
+        dir.display()
+    )]
+    TwoModels {
+        /// What `--checkpoint` says.
+        dir: PathBuf,
+    },
+    /// A Hugging Face checkpoint whose tokens have no meaning.
+    #[error(
+        "{} holds no tokenizer.json, and its {vocab_size} tokens are not bytes: put the model's own beside config.json",
+        dir.display()
+    )]
+    NoTokenizer {
+        /// The directory of the checkpoint.
+        dir: PathBuf,
+        /// Its tokens.
+        vocab_size: usize,
+    },
+    /// Another tokenizer than the checkpoint's.
+    #[error("the checkpoint comes with its tokenizer, {}: leave --tokenizer out", own.display())]
+    TwoTokenizers {
+        /// That of the checkpoint.
+        own: PathBuf,
+    },
     /// `--steps` of a resumed run below what the run was planned for.
     #[error("--steps {asked} is less than the {planned} steps of the run: a resumed run can only be made longer")]
     FewerSteps {

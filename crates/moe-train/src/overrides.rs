@@ -52,7 +52,7 @@ impl Overrides {
     /// Adds the change of one setting; a table changes only what it names.
     pub fn add(&mut self, key: &str, value: impl Into<Value>) {
         match value.into() {
-            Value::Object(tree) => self.add_tree(key, tree),
+            Value::Object(tree) if !is_one_value(&tree) => self.add_tree(key, tree),
             value => self.changes.push((full_key(key), value)),
         }
     }
@@ -74,7 +74,7 @@ impl Overrides {
         for (key, value) in &self.changes {
             let place = tree.pointer_mut(&format!("/{}", key.replace('.', "/")));
             let place = place.ok_or_else(|| unknown(key, &known))?;
-            if place.is_object() {
+            if place.as_object().is_some_and(|tree| !is_one_value(tree)) {
                 return Err(bad_value(key, value, "it is a group of settings; name one of them"));
             }
             *place = value.clone();
@@ -89,6 +89,11 @@ impl Overrides {
             self.add(&key, value);
         }
     }
+}
+
+/// Whether a table is the value of one setting, such as `model.rope_scaling`: its `kind` says which others it has.
+fn is_one_value(tree: &Map<String, Value>) -> bool {
+    tree.contains_key("kind")
 }
 
 fn full_key(key: &str) -> String {
@@ -133,7 +138,9 @@ fn edits(left: &str, right: &str) -> usize {
 fn keys(tree: &Value) -> Vec<String> {
     let Value::Object(entries) = tree else { return Vec::new() };
     let below = |(name, value): (&String, &Value)| match value {
-        Value::Object(_) => keys(value).into_iter().map(|key| format!("{name}.{key}")).collect(),
+        Value::Object(tree) if !is_one_value(tree) => {
+            keys(value).into_iter().map(|key| format!("{name}.{key}")).collect()
+        }
         _ => vec![name.clone()],
     };
     entries.iter().flat_map(below).collect()
@@ -216,6 +223,22 @@ mod tests {
     #[test]
     fn null_clears_an_optional_setting() {
         assert_eq!(set(&["data.path=x", "data.path=null"]).unwrap().data.path, None);
+    }
+
+    #[test]
+    fn a_table_with_a_kind_is_one_value() {
+        let yarn = r#"model.rope_scaling={kind = "yarn", factor = 4, original_max_seq_len = 64}"#;
+        let config = set(&[yarn]).unwrap();
+        assert_eq!(config.model.rope_scaling, Some(moe_models::lm::RopeScaling::yarn(4.0, 64)));
+        assert_eq!(set(&[yarn, "model.rope_scaling=null"]).unwrap(), tiny());
+        assert_eq!(file("config.json", &serde_json::to_string(&config).unwrap()).unwrap(), config);
+        assert!(set(&[r#"model.rope_scaling={kind = "none"}"#]).unwrap_err().to_string().contains("rope_scaling"));
+    }
+
+    #[test]
+    fn a_list_is_one_value() {
+        let config = set(&[r#"optim.freeze=["embedding", "*router*"]"#]).unwrap();
+        assert_eq!(config.optim.freeze, ["embedding", "*router*"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use moe_models::lm::{LmConfig, MoeLayers};
 
 use crate::{
     config::{ConfigError, DataConfig, Dtype, LoopConfig, OptimConfig, TrainConfig},
+    data::BYTES,
     overrides::Overrides,
 };
 
@@ -19,9 +20,6 @@ pub const DEFAULT: &str = "tiny";
 
 /// Presets of whole runs that are tuned as such.
 const TUNED: [&str; 4] = ["tiny", "small", "nanogpt-dense", "nanogpt-moe"];
-
-/// Values a byte can have: the vocabulary of a run without a tokenizer.
-const BYTES: usize = 256;
 
 /// A run that is made shorter than its preset keeps a warm-up of at most this part of its steps.
 const WARMUP_PART: usize = 10;
@@ -42,15 +40,24 @@ impl TrainConfig {
         }
     }
 
-    /// The settings of a preset with changes on top, not yet checked for contradictions.
+    /// [`resolve_on`](Self::resolve_on) the settings of a preset.
+    ///
+    /// # Errors
+    ///
+    /// As there, and an unknown preset.
+    pub fn resolve(preset: &str, overrides: &Overrides) -> Result<Self, ConfigError> {
+        Self::resolve_on(&Self::preset(preset)?, overrides)
+    }
+
+    /// Settings with changes on top, not yet checked for contradictions.
     ///
     /// A change of `train.steps` alone shortens a warm-up that would take more than a tenth of the run.
     ///
     /// # Errors
     ///
-    /// An unknown preset, an unknown key or a value that does not fit, each naming it.
-    pub fn resolve(preset: &str, overrides: &Overrides) -> Result<Self, ConfigError> {
-        let mut config = overrides.apply(&Self::preset(preset)?)?;
+    /// An unknown key or a value that does not fit, each naming it.
+    pub fn resolve_on(base: &Self, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let mut config = overrides.apply(base)?;
         if overrides.names("train.steps") && !overrides.names("optim.warmup_steps") {
             let longest = config.train.steps / WARMUP_PART;
             config.optim.warmup_steps = config.optim.warmup_steps.min(longest);
@@ -78,6 +85,7 @@ fn adamw(lr: f64, warmup_steps: usize) -> OptimConfig {
         excitation: None,
         gamma: 1.0,
         control: None,
+        freeze: Vec::new(),
     }
 }
 
@@ -99,6 +107,7 @@ fn tiny() -> TrainConfig {
             checkpoint_every: 200,
             keep_last: 2,
             sample_tokens: 256,
+            init_from: None,
         },
     }
 }

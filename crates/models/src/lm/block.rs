@@ -31,7 +31,7 @@ impl<B: MoeBackend> Block<B> {
             attention_norm: Norm::new(config, device),
             attention: Attention::new(config, device),
             feed_forward_norm: Norm::new(config, device),
-            feed_forward: FeedForward::new(config, layer, device),
+            feed_forward: FeedForward::new(&config.feed_forward(layer), device),
         }
     }
 
@@ -48,7 +48,9 @@ impl<B: MoeBackend> Block<B> {
     ) -> (Tensor<B, 2>, Option<MoeLayerOutput<B>>) {
         let mixed = self.attention.forward(self.attention_norm.forward(x.clone()), positions, cache);
         let x = x + mixed;
-        let (output, routed) = self.feed_forward.forward(self.feed_forward_norm.forward(x.clone()), layer, positions);
-        (x + output, routed)
+        let ([tokens, width], [batch, len]) = (x.dims(), positions.shape());
+        let normed = self.feed_forward_norm.forward(x.clone()).reshape([batch, len, width]);
+        let (output, routed) = self.feed_forward.forward(normed, layer, Some(positions.ids()));
+        (x + output.reshape([tokens, width]), routed)
     }
 }

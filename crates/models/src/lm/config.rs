@@ -8,7 +8,8 @@ use moe_layers::router::{HashOptions, NoisyTopKOptions, ReluOptions, SigmoidOpti
 use moe_layers::{Activation, BalanceConvention, MoeConfig, RouterRule};
 use serde::{Deserialize, Serialize};
 
-use super::MoeLayers;
+use super::feed_forward::FeedForwardSpec;
+use super::{MoeLayers, RopeScaling};
 
 /// Configuration to create an [`Lm`](super::Lm) using the [init function](LmConfig::init).
 ///
@@ -44,6 +45,8 @@ pub struct LmConfig {
     /// Base of the rotary wavelengths.
     #[config(default = 10000.0)]
     pub rope_theta: f64,
+    /// How the rotary frequencies are changed for long sequences. `None`: not at all.
+    pub rope_scaling: Option<RopeScaling>,
     /// Normalisation of queries and keys.
     #[config(default = "QkNorm::None")]
     pub qk_norm: QkNorm,
@@ -195,7 +198,7 @@ impl LmConfig {
 
     /// Whether layer `layer`, counted from 0, has experts.
     pub fn is_moe_layer(&self, layer: usize) -> bool {
-        self.moe_layers.includes(layer)
+        self.moe_layers.includes(layer, self.num_layers)
     }
 
     /// Number of layers with experts.
@@ -206,6 +209,19 @@ impl LmConfig {
     /// Configuration of the layers with experts.
     pub(crate) fn moe_layer(&self) -> MoeConfig {
         self.moe.layer(self.vocab_size, self.d_model, self.init_std)
+    }
+
+    /// What the feed-forward half of layer `layer` is made from.
+    pub(crate) fn feed_forward(&self, layer: usize) -> FeedForwardSpec<'_> {
+        let default = self.moe.has_default_vectors().then_some(&self.moe.default);
+        FeedForwardSpec {
+            d_model: self.d_model,
+            d_hidden: self.d_hidden,
+            activation: self.activation,
+            std: self.init_std,
+            residual_std: self.residual_std(),
+            moe: self.is_moe_layer(layer).then(|| (self.moe_layer(), default)),
+        }
     }
 
     /// Standard deviation of the matrices whose product is added to the residual stream.

@@ -1,14 +1,13 @@
 //! The feed-forward half of a block: one dense network, or experts.
 
 use burn::module::{Initializer, Module};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use default_moe::{DefaultMoeOutput, DefaultVectors};
+use burn::tensor::{Int, Tensor};
+use default_moe::{DefaultMoeOutput, DefaultOptions, DefaultVectors};
 use moe_kernels::MoeBackend;
-use moe_layers::{DenseFeedForward, DenseFeedForwardConfig, Moe, MoeOutput};
+use moe_layers::{Activation, DenseFeedForward, DenseFeedForwardConfig, Moe, MoeConfig, MoeOutput};
 
-use super::attention::Positions;
-use super::{LmConfig, MoeLayerOutput};
+use super::MoeLayerOutput;
 
 /// Exactly one of `dense` and `moe` is there; as fields rather than an enum they give parameters readable paths.
 #[derive(Module, Debug)]
@@ -22,37 +21,53 @@ pub struct FeedForward<B: Backend> {
     pub default_vectors: Option<DefaultVectors<B>>,
 }
 
+/// What a feed-forward block is made from.
+pub(crate) struct FeedForwardSpec<'a> {
+    /// `D`.
+    pub(crate) d_model: usize,
+    /// `F` of a dense block.
+    pub(crate) d_hidden: usize,
+    /// Of a dense block.
+    pub(crate) activation: Activation,
+    /// Standard deviation of the initial matrices.
+    pub(crate) std: f64,
+    /// That of the matrices whose product is added to the residual stream.
+    pub(crate) residual_std: f64,
+    /// Experts, where the block has some: the layer, and what may stand in for them.
+    pub(crate) moe: Option<(MoeConfig, Option<&'a DefaultOptions>)>,
+}
+
 impl<B: MoeBackend> FeedForward<B> {
-    /// The block of layer `layer`, counted from 0.
-    pub(crate) fn new(config: &LmConfig, layer: usize, device: &B::Device) -> Self {
-        if !config.is_moe_layer(layer) {
-            return Self { dense: Some(init_dense(config, device)), moe: None, default_vectors: None };
-        }
-        let moe = &config.moe;
-        let vectors = || moe.default.init(moe.num_experts, config.d_model, device);
+    pub(crate) fn new(spec: &FeedForwardSpec<'_>, device: &B::Device) -> Self {
+        let Some((moe, default)) = &spec.moe else {
+            return Self { dense: Some(init_dense(spec, device)), moe: None, default_vectors: None };
+        };
         Self {
             dense: None,
-            moe: Some(init_moe(config, device)),
-            default_vectors: moe.has_default_vectors().then(vectors),
+            moe: Some(init_moe(spec, moe, device)),
+            default_vectors: default.map(|default| default.init(moe.num_experts, spec.d_model, device)),
         }
     }
 
     /// # Shapes
     ///
-    /// - x: `[B * S, D]`; `layer` is where in the model it is
-    /// - output: `[B * S, D]`, and what the router did where there is one
+    /// - x: `[B, S, D]`; `layer` is where in the model it is
+    /// - ids: `[B * S]`, those of the tokens, where they have any
+    /// - output: `[B, S, D]`, and what the router did where there is one
     pub(crate) fn forward(
         &self,
-        x: Tensor<B, 2>,
+        x: Tensor<B, 3>,
         layer: usize,
-        positions: &Positions<B>,
-    ) -> (Tensor<B, 2>, Option<MoeLayerOutput<B>>) {
+        ids: Option<Tensor<B, 1, Int>>,
+    ) -> (Tensor<B, 3>, Option<MoeLayerOutput<B>>) {
         match (&self.dense, &self.moe) {
-            (Some(dense), _) => (dense.forward(x), None),
+            (Some(dense), _) => {
+                let [batch, len, width] = x.dims();
+                (dense.forward(x.reshape([batch * len, width])).reshape([batch, len, width]), None)
+            }
             (None, Some(moe)) => {
-                let ([tokens, width], [batch, len]) = (x.dims(), positions.shape());
-                let (output, routed) = self.forward_moe(moe, x.reshape([batch, len, width]), layer, positions);
-                (output.reshape([tokens, width]), Some(routed))
+                let (output, routed) = self.forward_moe(moe, x, layer, ids);
+                (output, Some(routed))
             }
             (None, None) => unreachable!("a feed-forward block is made with one of the two"),
         }
@@ -63,36 +78,38 @@ impl<B: MoeBackend> FeedForward<B> {
         moe: &Moe<B>,
         x: Tensor<B, 3>,
         layer: usize,
-        positions: &Positions<B>,
+        ids: Option<Tensor<B, 1, Int>>,
     ) -> (Tensor<B, 3>, MoeLayerOutput<B>) {
-        let Some(vectors) = &self.default_vectors else {
-            let MoeOutput { output, routing, losses } = moe.forward_ids(x, positions.ids());
-            return (output, MoeLayerOutput { layer, routing, losses, default_update: None, default_energy: None });
+        if let Some(vectors) = &self.default_vectors {
+            let DefaultMoeOutput { output, routing, losses, update, energy } = vectors.forward(moe, x);
+            return (output, MoeLayerOutput { layer, routing, losses, default_update: update, default_energy: energy });
+        }
+        let MoeOutput { output, routing, losses } = match ids {
+            Some(ids) => moe.forward_ids(x, ids),
+            None => moe.forward(x),
         };
-        let DefaultMoeOutput { output, routing, losses, update, energy } = vectors.forward(moe, x);
-        (output, MoeLayerOutput { layer, routing, losses, default_update: update, default_energy: energy })
+        (output, MoeLayerOutput { layer, routing, losses, default_update: None, default_energy: None })
     }
 }
 
-fn init_dense<B: MoeBackend>(config: &LmConfig, device: &B::Device) -> DenseFeedForward<B> {
-    let mut dense = DenseFeedForwardConfig::new(config.d_model, config.d_hidden)
-        .with_activation(config.activation)
-        .with_initializer(Initializer::Normal { mean: 0.0, std: config.init_std })
+fn init_dense<B: MoeBackend>(spec: &FeedForwardSpec<'_>, device: &B::Device) -> DenseFeedForward<B> {
+    let mut dense = DenseFeedForwardConfig::new(spec.d_model, spec.d_hidden)
+        .with_activation(spec.activation)
+        .with_initializer(normal(spec.std))
         .init(device);
-    dense.w_out = residual(config).init(dense.w_out.dims(), device);
+    dense.w_out = normal(spec.residual_std).init(dense.w_out.dims(), device);
     dense
 }
 
-fn init_moe<B: MoeBackend>(config: &LmConfig, device: &B::Device) -> Moe<B> {
-    let mut moe: Moe<B> = config.moe_layer().init(device);
-    moe.experts.w_out = residual(config).init(moe.experts.w_out.dims(), device);
+fn init_moe<B: MoeBackend>(spec: &FeedForwardSpec<'_>, moe: &MoeConfig, device: &B::Device) -> Moe<B> {
+    let mut moe: Moe<B> = moe.init(device);
+    moe.experts.w_out = normal(spec.residual_std).init(moe.experts.w_out.dims(), device);
     if let Some(shared) = &mut moe.shared {
-        shared.w_out = residual(config).init(shared.w_out.dims(), device);
+        shared.w_out = normal(spec.residual_std).init(shared.w_out.dims(), device);
     }
     moe
 }
 
-/// For matrices whose product is added to the residual stream.
-fn residual(config: &LmConfig) -> Initializer {
-    Initializer::Normal { mean: 0.0, std: config.residual_std() }
+fn normal(std: f64) -> Initializer {
+    Initializer::Normal { mean: 0.0, std }
 }

@@ -44,18 +44,23 @@ impl LmConfig {
         if let Err(error) = self.validate() {
             panic!("not a model: {error}");
         }
+        let model = self.undrawn(device);
+        model.visit(&mut DrawNow);
+        model
+    }
+
+    /// A model whose parameters are drawn when they are first read, for who replaces them; of a valid configuration.
+    pub(crate) fn undrawn<B: MoeBackend>(&self, device: &B::Device) -> Lm<B> {
         let matrix = |shape| Initializer::Normal { mean: 0.0, std: self.init_std }.init(shape, device);
-        let model = Lm {
+        Lm {
             embedding: matrix([self.vocab_size, self.d_model]),
             blocks: (0..self.num_layers).map(|layer| Block::new(self, layer, device)).collect(),
             final_norm: Norm::new(self, device),
             lm_head: (!self.tie_embeddings).then(|| matrix([self.d_model, self.vocab_size])),
-            rotary: Rotary::new(self.max_seq_len, self.head_width(), self.rope_theta, device),
+            rotary: Rotary::new(self, device),
             config: self.clone(),
             dtype: DType::F32,
-        };
-        model.visit(&mut DrawNow);
-        model
+        }
     }
 }
 

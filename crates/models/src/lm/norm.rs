@@ -22,12 +22,16 @@ pub struct Norm<B: Backend> {
 impl<B: Backend> Norm<B> {
     /// The kind and epsilon of `config`, over `d_model` channels.
     pub(crate) fn new(config: &LmConfig, device: &B::Device) -> Self {
-        let norm = Self::rms(config.d_model, config.norm_eps, device);
-        let beta = match config.norm {
-            NormKind::Rms => None,
-            NormKind::Layer => Some(Initializer::Zeros.init([config.d_model], device)),
-        };
-        Self { beta, ..norm }
+        let (width, epsilon) = (config.d_model, config.norm_eps);
+        match config.norm {
+            NormKind::Rms => Self::rms(width, epsilon, device),
+            NormKind::Layer => Self::layer(width, epsilon, device),
+        }
+    }
+
+    /// Layer normalisation over `width` channels.
+    pub(crate) fn layer(width: usize, epsilon: f64, device: &B::Device) -> Self {
+        Self { beta: Some(Initializer::Zeros.init([width], device)), ..Self::rms(width, epsilon, device) }
     }
 
     /// Root-mean-square normalisation over `width` channels.

@@ -1,12 +1,15 @@
 //! Rotary positions ([Su et al., 2021](https://arxiv.org/abs/2104.09864)).
 //!
 //! Channel `i` of a head is paired with channel `i + A/2` (the layout of the published checkpoints of Llama's
-//! family; burn's `RotaryEncoding` pairs neighbours), and pair `i` at position `p` turns by `p * theta^(-2i/A)`.
+//! family; burn's `RotaryEncoding` pairs neighbours), and pair `i` at position `p` turns by `p * theta^(-2i/A)`, unless a
+//! [`RopeScaling`](super::RopeScaling) says otherwise.
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 use moe_kernels::{MoeBackend, rotary};
+
+use super::LmConfig;
 
 /// Cosines and sines of every position, computed once.
 #[derive(Module, Debug)]
@@ -27,12 +30,15 @@ pub(crate) struct RotaryTable<B: Backend> {
 }
 
 impl<B: Backend> Rotary<B> {
-    /// Tables for `max_seq_len` positions and heads of width `head_dim`, which is even.
-    pub(crate) fn new(max_seq_len: usize, head_dim: usize, theta: f64, device: &B::Device) -> Self {
+    /// Tables for the positions and the heads of `config`, which is valid.
+    pub(crate) fn new(config: &LmConfig, device: &B::Device) -> Self {
+        let (frequencies, amplitude) = (config.rotary_frequencies(), config.rotary_amplitude());
         let table = |f: fn(f64) -> f64| {
-            let angles = (0..max_seq_len).flat_map(|position| angles(position, head_dim, theta));
-            let values: Vec<f32> = angles.map(|angle| f(angle) as f32).collect();
-            Tensor::from_data(TensorData::new(values, [max_seq_len, head_dim / 2]), (device, DType::F32))
+            let positions = 0..config.max_seq_len;
+            let angles = positions.flat_map(|position| frequencies.iter().map(move |w| position as f64 * w));
+            let values: Vec<f32> = angles.map(|angle| (amplitude * f(angle)) as f32).collect();
+            let shape = [config.max_seq_len, frequencies.len()];
+            Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
         };
         Self { cos: table(f64::cos), sin: table(f64::sin) }
     }
@@ -56,12 +62,6 @@ impl<B: MoeBackend> RotaryTable<B> {
     }
 }
 
-/// The angles of the `head_dim / 2` pairs of channels at `position`, in radians.
-fn angles(position: usize, head_dim: usize, theta: f64) -> impl Iterator<Item = f64> {
-    let half = head_dim / 2;
-    (0..half).map(move |i| position as f64 * theta.powf(-(i as f64) / half as f64))
-}
-
 #[cfg(test)]
 mod tests {
     use burn::backend::Flex;
@@ -75,7 +75,8 @@ mod tests {
     const THETA: f64 = 100.0;
 
     fn tables() -> Rotary<Flex> {
-        Rotary::new(32, HEAD_DIM, THETA, &Default::default())
+        let config = LmConfig::new(1, HEAD_DIM, 1, 1, 1, 32).with_rope_theta(THETA);
+        Rotary::new(&config, &Default::default())
     }
 
     fn random(rows: usize, columns: usize) -> Tensor<Flex, 2> {

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::{LmConfig, LmMoeConfig, MoeLayers};
+use super::{LmConfig, LmMoeConfig, MoeLayers, RopeScaling};
 
 /// Why an [`LmConfig`] is not a model.
 #[derive(Clone, Debug, Error, PartialEq)]
@@ -65,6 +65,17 @@ pub enum LmConfigError {
     /// What a layer with experts cannot be.
     #[error("the moe table contradicts itself: {0}")]
     Moe(String),
+    /// A placement names a layer that is not there.
+    #[error(
+        "moe_layers = \"{moe_layers}\" names a layer that is not there: num_layers = {num_layers}, counted from 0; leave \
+         it out or add layers"
+    )]
+    NoSuchLayer {
+        /// The placement.
+        moe_layers: MoeLayers,
+        /// Number of blocks.
+        num_layers: usize,
+    },
     /// A placement of experts that selects nothing.
     #[error(
         "moe_layers = \"{moe_layers}\" selects none of num_layers = {num_layers} layers; write \"none\" for a dense \
@@ -96,8 +107,12 @@ impl LmConfig {
         if self.moe_layers == MoeLayers::None {
             return Ok(());
         }
+        let (moe_layers, num_layers) = (self.moe_layers.clone(), self.num_layers);
+        if moe_layers.last_named().is_some_and(|layer| layer >= num_layers) {
+            return Err(LmConfigError::NoSuchLayer { moe_layers, num_layers });
+        }
         if self.num_moe_layers() == 0 {
-            return Err(LmConfigError::NoMoeLayer { moe_layers: self.moe_layers, num_layers: self.num_layers });
+            return Err(LmConfigError::NoMoeLayer { moe_layers, num_layers });
         }
         self.moe.validate()?;
         self.moe_layer().validate().map_err(LmConfigError::Moe)
@@ -140,12 +155,14 @@ impl LmConfig {
     fn validate_numbers(&self) -> Result<(), LmConfigError> {
         positive("norm_eps", self.norm_eps)?;
         positive("rope_theta", self.rope_theta)?;
+        self.rope_scaling.iter().try_for_each(RopeScaling::validate)?;
         not_negative("init_std", self.init_std)
     }
 }
 
 impl LmMoeConfig {
-    fn validate(&self) -> Result<(), LmConfigError> {
+    /// Of the table alone.
+    pub(crate) fn validate(&self) -> Result<(), LmConfigError> {
         non_zero("moe.num_experts", self.num_experts)?;
         non_zero("moe.top_k", self.top_k)?;
         non_zero("moe.d_hidden", self.d_hidden)?;
@@ -175,7 +192,11 @@ fn non_zero(field: &'static str, value: usize) -> Result<(), LmConfigError> {
     if value == 0 { Err(LmConfigError::Zero { field }) } else { Ok(()) }
 }
 
-fn positive(field: &'static str, value: f64) -> Result<(), LmConfigError> {
+pub(super) fn at_least_one(field: &'static str, value: f64) -> Result<(), LmConfigError> {
+    in_range(field, value, value >= 1.0, "a finite number, 1 or above")
+}
+
+pub(super) fn positive(field: &'static str, value: f64) -> Result<(), LmConfigError> {
     in_range(field, value, value > 0.0, "a finite number above 0")
 }
 
@@ -253,9 +274,12 @@ mod tests {
 
     #[test]
     fn a_placement_without_a_layer_is_refused() {
-        for moe_layers in [MoeLayers::Every(0), MoeLayers::Every(5)] {
-            assert_eq!(error(|c| c.moe_layers = moe_layers), LmConfigError::NoMoeLayer { moe_layers, num_layers: 4 });
+        for moe_layers in [MoeLayers::Every(0), MoeLayers::Every(5), MoeLayers::Only(vec![])] {
+            let refused = error(|c| c.moe_layers = moe_layers.clone());
+            assert_eq!(refused, LmConfigError::NoMoeLayer { moe_layers, num_layers: 4 });
         }
+        let beyond = error(|c| c.moe_layers = MoeLayers::Only(vec![1, 4])).to_string();
+        assert!(beyond.contains("only-1,4") && beyond.contains("num_layers = 4"), "{beyond}");
         let one = |c: &mut LmConfig| c.num_layers = 1;
         assert!(matches!(error(one), LmConfigError::NoMoeLayer { num_layers: 1, .. }));
     }

@@ -1,14 +1,17 @@
 //! `moe-train generate`: continues a prompt, showing the text as it comes.
 
+use std::path::Path;
+
 use moe_models::{
     generate::{SamplingConfig, generate},
     lm::Lm,
 };
 
-use super::{load_model, run_vocab, say, say_part};
+use super::{hugging_face, load_model, run_vocab, say, say_part};
 use crate::{
-    backend::{self, Device, Plain},
-    cli::GenerateArgs,
+    backend::{self, Device, DeviceChoice, Plain},
+    cli::{CheckpointChoice, GenerateArgs, Weights},
+    config::Dtype,
     data::Vocab,
     error::Error,
     run::inspect,
@@ -18,14 +21,29 @@ use crate::{
 const NO_PROMPT: &str = "\n";
 
 pub(super) fn run(args: &GenerateArgs) -> Result<(), Error> {
-    let (checkpoints, config) = inspect(&args.run)?;
-    let device = backend::open(args.device, config.train.dtype)?;
-    let vocab = run_vocab(&args.run, &config)?;
-    vocab.check_model(config.model.vocab_size)?;
-    let (model, _) = load_model(&checkpoints, &config, args.checkpoint.into(), &device)?;
+    let (model, vocab, device) = match (&args.run, &args.checkpoint) {
+        (Some(run), Weights::OfRun(choice)) => trained(run, *choice, args.device)?,
+        (None, Weights::HuggingFace(dir)) => {
+            let device = backend::open(args.device, Dtype::F32)?;
+            let (model, vocab) = hugging_face::load(dir, &device)?;
+            (model, vocab, device)
+        }
+        (Some(_), Weights::HuggingFace(dir)) => return Err(Error::TwoModels { dir: dir.clone() }),
+        (None, Weights::OfRun(_)) => return Err(Error::NoModel),
+    };
     let sampling = SamplingConfig { temperature: args.temperature, top_p: args.top_p, seed: args.seed };
     say_part(&args.prompt)?;
     continue_prompt(&model, &vocab, &args.prompt, args.tokens, &sampling, &device)
+}
+
+/// The model of a run, with its vocabulary.
+fn trained(run: &Path, choice: CheckpointChoice, device: DeviceChoice) -> Result<(Lm<Plain>, Vocab, Device), Error> {
+    let (checkpoints, config) = inspect(run)?;
+    let device = backend::open(device, config.train.dtype)?;
+    let vocab = run_vocab(run, &config)?;
+    vocab.check_model(config.model.vocab_size)?;
+    let (model, _) = load_model(&checkpoints, &config, choice.into(), &device)?;
+    Ok((model, vocab, device))
 }
 
 /// Prints `tokens` tokens after the prompt, each as soon as it is known, and a line end.

@@ -1,7 +1,9 @@
 //! What the commands of the program do.
 
 mod eval;
+mod export;
 mod generate;
+mod hugging_face;
 mod report;
 mod train;
 
@@ -36,6 +38,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Report(args) => report::run(&args),
     }
 }

@@ -5,15 +5,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use moe_models::checkpoint::HfCheckpoint;
 use moe_models::generate::SamplingConfig;
 
-use super::{TOKENIZER_FILE, generate::continue_prompt, load_model, run_vocab, say};
+use super::{TOKENIZER_FILE, generate::continue_prompt, hugging_face, load_model, run_vocab, say};
 use crate::{
-    backend::{self, Device, DeviceChoice, Training},
+    backend::{self, Device, DeviceChoice, Plain, Training},
     cli::TrainArgs,
     config::TrainConfig,
     data::{Scale, Split, TextData, Vocab},
     error::Error,
+    optim::{Freeze, parameter_paths},
     overrides::Overrides,
     progress,
     report::write_report,
@@ -48,6 +50,7 @@ impl Job {
     fn new(args: &TrainArgs) -> Result<Self, Error> {
         let (config, vocab) = settings(args)?;
         let device = backend::open(args.device, config.train.dtype)?;
+        check_start(&config, &device)?;
         let text = Text::load(&config, vocab)?;
         let dir = args.out.clone().unwrap_or_else(|| free_directory(&args.preset, config.train.seed));
         let run = Run::create(&dir, &config)?;
@@ -108,6 +111,9 @@ impl Job {
             train.dtype,
             backend::NAME,
         ))?;
+        if let Some(dir) = &self.config.train.init_from {
+            say(format!("weights from {}", dir.display()))?;
+        }
         self.text.announce()?;
         say(format!("run     {}", self.run.dir().display()))
     }
@@ -160,14 +166,26 @@ impl Text {
     }
 }
 
+/// Finds out before the run has a directory whether its first weights are whole and what is frozen is there.
+fn check_start(config: &TrainConfig, device: &Device) -> Result<(), Error> {
+    if let Some(dir) = &config.train.init_from {
+        HfCheckpoint::open(dir)?.with_config(config.model.clone())?;
+    }
+    Ok(Freeze::new(&config.optim.freeze).check(&parameter_paths::<Plain>(&config.model, device))?)
+}
+
 /// The settings of a new run, free of contradictions, and its vocabulary. A tokenizer sets the model's vocabulary unless
-/// that is set as well.
+/// that is set as well, or comes with the weights that the run starts from.
 fn settings(args: &TrainArgs) -> Result<(TrainConfig, Vocab), Error> {
     let overrides = overrides(args)?;
     let mut config = TrainConfig::resolve(&args.preset, &overrides)?;
+    let start = config.train.init_from.clone();
+    if let Some(dir) = &start {
+        config = hugging_face::settings(&TrainConfig::preset(&args.preset)?, &overrides, dir)?;
+    }
     make_absolute(&mut config)?;
     let vocab = Vocab::load(config.data.tokenizer.as_deref())?;
-    if config.data.tokenizer.is_some() && !overrides.names("model.vocab_size") {
+    if start.is_none() && config.data.tokenizer.is_some() && !overrides.names("model.vocab_size") {
         config.model.vocab_size = vocab.size();
     }
     config.validate()?;
@@ -181,7 +199,12 @@ fn overrides(args: &TrainArgs) -> Result<Overrides, Error> {
         overrides.add_file(file)?;
     }
     args.set.iter().try_for_each(|text| overrides.add_assignment(text))?;
-    let paths = [("data.path", &args.data), ("data.valid_path", &args.valid), ("data.tokenizer", &args.tokenizer)];
+    let paths = [
+        ("data.path", &args.data),
+        ("data.valid_path", &args.valid),
+        ("data.tokenizer", &args.tokenizer),
+        ("train.init_from", &args.init_from),
+    ];
     for (key, path) in paths {
         if let Some(path) = path {
             overrides.add(key, path.to_string_lossy().into_owned());
@@ -201,8 +224,9 @@ fn overrides(args: &TrainArgs) -> Result<Overrides, Error> {
 
 /// Paths that mean the same when the run is resumed from another directory.
 fn make_absolute(config: &mut TrainConfig) -> Result<(), Error> {
-    let data = &mut config.data;
-    for path in [&mut data.path, &mut data.valid_path, &mut data.tokenizer].into_iter().flatten() {
+    let (data, train) = (&mut config.data, &mut config.train);
+    let paths = [&mut data.path, &mut data.valid_path, &mut data.tokenizer, &mut train.init_from];
+    for path in paths.into_iter().flatten() {
         let context = format!("cannot use the path `{}`", path.display());
         *path = std::path::absolute(&*path).map_err(Error::io(context))?;
     }

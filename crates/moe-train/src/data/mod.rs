@@ -21,7 +21,7 @@ pub use scale::Scale;
 pub use source::{Split, load_whole};
 pub use stream::TextStream;
 pub use tokens::Tokens;
-pub use vocab::Vocab;
+pub use vocab::{BYTES, Vocab};
 
 /// A text in tokens, with a part held out.
 #[derive(Debug)]

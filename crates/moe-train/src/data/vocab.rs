@@ -12,6 +12,9 @@ const PIECE_BYTES: usize = 1 << 16;
 /// and so many pieces at a time, which bounds the memory the tokenizer takes on top of its result.
 const PIECES_AT_A_TIME: usize = 32;
 
+/// Values a byte can have: the tokens of a vocabulary without a tokenizer.
+pub const BYTES: usize = 256;
+
 /// The vocabulary of a text.
 #[derive(Clone, Debug)]
 pub enum Vocab {
@@ -42,7 +45,7 @@ impl Vocab {
     /// Number of tokens: the largest id and one.
     pub fn size(&self) -> usize {
         match self {
-            Self::Bytes => 256,
+            Self::Bytes => BYTES,
             Self::Tokenizer(tokenizer) => {
                 tokenizer.get_vocab(true).values().max().map_or(0, |&largest| largest as usize + 1)
             }

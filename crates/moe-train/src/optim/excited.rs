@@ -11,7 +11,7 @@ use moe_kernels::{AutodiffMoeBackend, MoeBackend};
 use moe_layers::{Experts, Moe};
 use moe_models::lm::{Lm, MoeLayerOutput};
 
-use super::LmOptimizer;
+use super::{Freeze, LmOptimizer};
 use crate::config::OptimConfig;
 use crate::learner::LearnerLm;
 
@@ -97,13 +97,14 @@ impl<I: MoeBackend> ExpertLoads<I> {
 pub struct OptionallyExcited<O> {
     inner: O,
     exciter: Option<Exciter<LmExperts>>,
+    freeze: Freeze,
 }
 
 impl<M: AutodiffModule<B>, B: AutodiffMoeBackend> OptionallyExcited<LmOptimizer<M, B>> {
-    /// AdamW and excitation as configured; [`seeded`](Self::seeded) sets the seed of random controls, 0 until then.
+    /// AdamW, excitation and frozen parameters as configured; [`seeded`](Self::seeded) sets the seed of random controls, 0 until then.
     pub fn adamw(config: &OptimConfig) -> Self {
         let exciter = config.excitation(0).map(|config| Exciter::new(config, LmExperts));
-        Self { inner: LmOptimizer::adamw(config), exciter }
+        Self { inner: LmOptimizer::adamw(config), exciter, freeze: Freeze::new(&config.freeze) }
     }
 }
 
@@ -119,6 +120,11 @@ impl<O> OptionallyExcited<O> {
     pub fn starting_at(mut self, step: usize) -> Self {
         self.exciter = self.exciter.map(|exciter| exciter.starting_at(step as u64));
         self
+    }
+
+    /// What it does not train.
+    pub fn frozen(&self) -> &Freeze {
+        &self.freeze
     }
 
     /// Whether counts must be registered with the gradients.
@@ -143,7 +149,12 @@ impl<O> OptionallyExcited<O> {
         O: Optimizer<M, B>,
         LmExperts: FindExperts<M>,
     {
-        match (&mut self.exciter, grads.into()) {
+        let mut grads = grads.into();
+        match &mut grads {
+            Grads::Single(grads) => self.freeze.drop_gradients(&module, grads),
+            Grads::Multi(all) => all.grads.iter_mut().for_each(|(grads, _)| self.freeze.drop_gradients(&module, grads)),
+        }
+        match (&mut self.exciter, grads) {
             (Some(exciter), grads) => exciter.step(&mut self.inner, lr, module, grads),
             (None, Grads::Single(grads)) => (self.inner.step(lr, module, grads), Vec::new()),
             (None, Grads::Multi(grads)) => (self.inner.step_multi(lr, module, grads), Vec::new()),

@@ -239,6 +239,7 @@ mod tests {
             excitation: None,
             gamma: 1.0,
             control: None,
+            freeze: Vec::new(),
         }
     }
 

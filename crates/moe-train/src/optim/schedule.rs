@@ -51,6 +51,7 @@ mod tests {
             excitation: None,
             gamma: 1.0,
             control: None,
+            freeze: Vec::new(),
         }
     }
 

@@ -93,6 +93,15 @@ pub enum RunError {
         /// The directory.
         dir: PathBuf,
     },
+    /// It is what `transformers` writes.
+    #[error(
+        "{} holds a Hugging Face checkpoint, not a run: `generate --checkpoint` and `train --init-from` read it",
+        dir.display()
+    )]
+    HuggingFace {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// `config.json` is not what was written.
     #[error("{} is not the configuration of a run: {source}", path.display())]
     Config {
@@ -254,7 +263,15 @@ pub fn read_config(dir: &Path) -> Result<TrainConfig, RunError> {
         }
         result => result?,
     };
-    serde_json::from_slice(&bytes).map_err(|source| RunError::Config { path, source })
+    serde_json::from_slice(&bytes).map_err(|source| match is_hugging_face(&bytes) {
+        true => RunError::HuggingFace { dir: dir.to_path_buf() },
+        false => RunError::Config { path, source },
+    })
+}
+
+/// Whether this is the `config.json` of a model of `transformers`.
+fn is_hugging_face(config: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Value>(config).is_ok_and(|config| config.get("model_type").is_some())
 }
 
 /// The reference figures of the run in `dir`; `None` if none were stored.

@@ -1,5 +1,7 @@
 //! Why a training run ended early.
 
+use std::path::PathBuf;
+
 use crate::run::{CheckpointError, RunError};
 
 /// Why [`train`](super::train) stopped. Checkpoints written before are intact.
@@ -27,6 +29,14 @@ pub enum TrainError {
     /// A checkpoint could not be written, or the one to resume from not be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The Hugging Face checkpoint to start from cannot be read.
+    #[error("cannot start from {}: {source}", dir.display())]
+    Init {
+        /// Its directory.
+        dir: PathBuf,
+        /// Why.
+        source: moe_models::checkpoint::CheckpointError,
+    },
 }
 
 fn last_checkpoint(step: Option<usize>) -> String {

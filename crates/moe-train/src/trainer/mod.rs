@@ -28,7 +28,11 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
+
 use moe_kernels::AutodiffMoeBackend;
+use moe_models::checkpoint::HfCheckpoint;
+use moe_models::lm::Lm;
 
 use crate::config::TrainConfig;
 use crate::data::TextData;
@@ -87,7 +91,20 @@ fn take_steps<B: AutodiffMoeBackend>(
     Ok(())
 }
 
-/// Model, optimizer and state of the latest checkpoint, or those of a new run, which depend on the seed alone.
+/// The weights that a run starts from, in the model of its configuration.
+fn load_initial<B: AutodiffMoeBackend>(
+    config: &TrainConfig,
+    dir: &Path,
+    device: &B::Device,
+) -> Result<Lm<B>, TrainError> {
+    let loaded =
+        HfCheckpoint::open(dir).and_then(|checkpoint| checkpoint.with_config(config.model.clone())?.load(device));
+    let model: Lm<B> = loaded.map_err(|source| TrainError::Init { dir: dir.into(), source })?;
+    Ok(model.with_dtype(config.train.dtype.into()))
+}
+
+/// Model, optimizer and state of the latest checkpoint, or those of a new run: of the checkpoint it starts
+/// from, or dependent on the seed alone.
 fn start<'a, B: AutodiffMoeBackend>(
     config: &'a TrainConfig,
     data: &'a TextData,
@@ -102,6 +119,14 @@ fn start<'a, B: AutodiffMoeBackend>(
             Ok((Trainee { model, optim: optim.starting_at(session.step()) }, session))
         }
         None => {
+            let model = match &config.train.init_from {
+                Some(dir) => {
+                    // Not both in memory at once.
+                    drop(model);
+                    load_initial(config, dir, device)?
+                }
+                None => model,
+            };
             let session = Session::new(config, data, device, TrainState::default(), None);
             Ok((Trainee { model, optim }, session))
         }

@@ -13,7 +13,7 @@ use super::router_loads::RouterLoads;
 use crate::config::TrainConfig;
 use crate::data::Batch;
 use crate::evaluate::RoutingTotals;
-use crate::optim::{ExpertLoads, LmOptimizer, OptionallyExcited, clip_to, global_norm};
+use crate::optim::{ExpertLoads, Freeze, LmOptimizer, OptionallyExcited, clip_to, global_norm};
 use crate::run::LayerRecord;
 
 /// The optimizer of a language model.
@@ -96,6 +96,7 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
         let mut gathered = Gathered::new(settings.with_stats);
         gathered.loads = self.optim.is_excited().then(ExpertLoads::default);
         gathered.router_loads = self.model.absorbs_loads().then(RouterLoads::default);
+        gathered.freeze = self.optim.frozen().clone();
         for batch in batches {
             gathered.add(&self.model, &batch, micro_batches, device);
         }
@@ -150,6 +151,8 @@ struct Gathered<B: AutodiffMoeBackend> {
     loads: Option<ExpertLoads<B::InnerBackend>>,
     /// For routers that balance themselves.
     router_loads: Option<RouterLoads<B>>,
+    /// What gets no gradient.
+    freeze: Freeze,
 }
 
 impl<B: AutodiffMoeBackend> Gathered<B> {
@@ -161,6 +164,7 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
             totals: with_stats.then(RoutingTotals::default),
             loads: None,
             router_loads: None,
+            freeze: Freeze::default(),
         }
     }
 
@@ -182,7 +186,9 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
         }
         self.updates.add(layers);
         let grads = total.mul_scalar(share).backward();
-        self.grads.accumulate(model, GradientsParams::from_grads(grads, model));
+        let mut grads = GradientsParams::from_grads(grads, model);
+        self.freeze.drop_gradients(model, &mut grads);
+        self.grads.accumulate(model, grads);
     }
 
     /// The summed gradients, the merged updates of default vectors, and the measurements in one read (and another for the

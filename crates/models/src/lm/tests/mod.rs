@@ -100,7 +100,7 @@ fn sequences_of_a_batch_do_not_see_each_other() {
 /// One head at a time, keys and values looked up by the query head's index, the softmax of burn.
 fn attention_by_heads(layer: &Attention<Flex>, config: &LmConfig, x: Tensor<Flex, 2>) -> Tensor<Flex, 2> {
     let (len, width) = (x.dims()[0], config.head_width());
-    let rotary = Rotary::new(config.max_seq_len, width, config.rope_theta, &x.device());
+    let rotary = Rotary::new(config, &x.device());
     let columns = |weight: &Param<Tensor<Flex, 2>>, head: usize| {
         x.clone().matmul(weight.val().slice([0..config.d_model, head * width..(head + 1) * width]))
     };
@@ -123,7 +123,7 @@ fn grouped_attention_matches_one_head_at_a_time() {
         let config = LmConfig { max_seq_len: 9, ..small().with_num_kv_heads(Some(kv_heads)) };
         let device = Default::default();
         let layer = Attention::<Flex>::new(&config, &device);
-        let rotary = Rotary::new(9, config.head_width(), config.rope_theta, &device);
+        let rotary = Rotary::new(&LmConfig { max_seq_len: 9, ..config.clone() }, &device);
         let x = Tensor::random([9, config.d_model], Distribution::Normal(0.0, 1.0), &device);
         let output = layer.forward(x.clone(), &Positions::new(&rotary, Tensor::zeros([1, 9], &device), 0), None);
         let expected = attention_by_heads(&layer, &config, x).into_data();

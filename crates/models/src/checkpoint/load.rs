@@ -1,0 +1,179 @@
+//! From a directory to a model, one tensor at a time.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor, TensorData};
+use moe_kernels::MoeBackend;
+use serde_json::{Map, Value};
+
+use super::layout::{Parameter, Piece, parameters};
+use super::shards::Shards;
+use super::{CheckpointError, Family, WeightDtype, config};
+use crate::lm::{Lm, LmConfig};
+
+/// Name of the configuration in a checkpoint.
+pub(super) const CONFIG_FILE: &str = "config.json";
+
+/// The family and the model that `dir/config.json` describes, without a look at weights.
+///
+/// # Errors
+///
+/// A file that cannot be read, an unknown field, an unsupported value, a model that contradicts itself.
+pub fn read_config(dir: &Path) -> Result<(Family, LmConfig), CheckpointError> {
+    let path = dir.join(CONFIG_FILE);
+    let text = fs::read(&path).map_err(CheckpointError::io("read", &path))?;
+    let fields: Map<String, Value> = serde_json::from_slice(&text).map_err(|error| CheckpointError::Json {
+        path,
+        expected: "a table of JSON",
+        reason: error.to_string(),
+    })?;
+    config::read(fields)
+}
+
+/// A checkpoint whose tensors are those that its configuration asks for. Holds its files open, and no weights.
+#[derive(Debug)]
+pub struct HfCheckpoint {
+    family: Family,
+    config: LmConfig,
+    parameters: Vec<Parameter>,
+    shards: Shards,
+}
+
+impl HfCheckpoint {
+    /// Reads `config.json` and the headers of all shards in `dir`, and compares them.
+    ///
+    /// # Errors
+    ///
+    /// As [`read_config`]; files that are missing or damaged, an index that contradicts its shards; a tensor that is
+    /// missing, is not known, has another shape, or a dtype other than f32, bf16 and f16.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        let dir = dir.as_ref();
+        let (family, config) = read_config(dir)?;
+        let checkpoint = Self { parameters: parameters(family, &config), family, config, shards: Shards::open(dir)? };
+        checkpoint.check()?;
+        Ok(checkpoint)
+    }
+
+    /// The family it is of.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The model it is of.
+    pub fn config(&self) -> &LmConfig {
+        &self.config
+    }
+
+    /// The dtype of its weights; the widest where they differ.
+    pub fn dtype(&self) -> WeightDtype {
+        let dtypes = self.shards.names().filter_map(|name| WeightDtype::of(self.shards.info(name)?.dtype));
+        dtypes.max_by_key(|dtype| (dtype.size(), *dtype == WeightDtype::F16)).unwrap_or_default()
+    }
+
+    /// The same weights for a model of `config`: with other losses, for instance, or a longer `max_seq_len`.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::NoEquivalent`] or an error of a tensor when such a model has other parameters.
+    pub fn with_config(self, config: LmConfig) -> Result<Self, CheckpointError> {
+        config::refuse_inexpressible(&config, self.family)?;
+        let checkpoint = Self { parameters: parameters(self.family, &config), config, ..self };
+        checkpoint.check()?;
+        Ok(checkpoint)
+    }
+
+    /// The model with its weights on `device`, in f32.
+    ///
+    /// Beside the model itself, no more is in memory than one parameter and one tensor of the checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// A file that can no longer be read.
+    pub fn load<B: MoeBackend>(&self, device: &B::Device) -> Result<Lm<B>, CheckpointError> {
+        let places = self.parameters.iter().map(|parameter| (parameter.path.as_str(), parameter)).collect();
+        let mut fill = Fill { shards: &self.shards, places, path: Vec::new(), device, error: None };
+        let model = self.config.undrawn::<B>(device).map(&mut fill);
+        match fill.error {
+            Some(error) => Err(error),
+            None => Ok(model),
+        }
+    }
+
+    fn check(&self) -> Result<(), CheckpointError> {
+        let pieces: HashMap<&str, &Piece> =
+            self.parameters.iter().flat_map(|p| &p.pieces).map(|piece| (piece.name.as_str(), piece)).collect();
+        if let Some(name) = self.shards.names().find(|name| !pieces.contains_key(name)) {
+            return Err(CheckpointError::UnknownTensor { name: name.into() });
+        }
+        self.parameters.iter().flat_map(|p| &p.pieces).try_for_each(|piece| self.check_piece(piece))
+    }
+
+    fn check_piece(&self, piece: &Piece) -> Result<(), CheckpointError> {
+        let name = || piece.name.clone();
+        let info = self.shards.info(&piece.name).ok_or_else(|| CheckpointError::MissingTensor { name: name() })?;
+        if info.shape != piece.shape {
+            let (found, expected) = (info.shape.clone(), piece.shape.clone());
+            return Err(CheckpointError::Shape { name: name(), found, expected });
+        }
+        match WeightDtype::of(info.dtype) {
+            Some(_) => Ok(()),
+            None => Err(CheckpointError::Dtype { name: name(), found: format!("{:?}", info.dtype) }),
+        }
+    }
+}
+
+/// Puts the numbers of a checkpoint into the parameters of a model.
+struct Fill<'a, B: Backend> {
+    shards: &'a Shards,
+    /// Parameters by their paths.
+    places: HashMap<&'a str, &'a Parameter>,
+    path: Vec<String>,
+    device: &'a B::Device,
+    /// The first thing that went wrong; nothing is read after it.
+    error: Option<CheckpointError>,
+}
+
+impl<B: Backend> Fill<'_, B> {
+    /// The numbers of a parameter.
+    fn values(&self, parameter: &Parameter) -> Result<Vec<f32>, CheckpointError> {
+        let mut values = vec![0.0; parameter.len];
+        for piece in &parameter.pieces {
+            let dtype = self.shards.info(&piece.name).and_then(|info| WeightDtype::of(info.dtype));
+            let dtype = dtype.expect("the checkpoint was checked when it was opened");
+            piece.scatter(&dtype.decode(&self.shards.read(&piece.name)?), &mut values[piece.block()]);
+        }
+        Ok(values)
+    }
+}
+
+impl<B: Backend> ModuleMapper<B> for Fill<'_, B> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        if self.error.is_some() {
+            return param;
+        }
+        let parameter = self.places[self.path.join(".").as_str()];
+        match self.values(parameter) {
+            Ok(values) => {
+                let data = TensorData::new(values, param.lazy_shape());
+                let tensor = Tensor::from_data(data, (self.device, DType::F32));
+                Param::initialized(param.id, tensor.require_grad())
+            }
+            Err(error) => {
+                self.error = Some(error);
+                param
+            }
+        }
+    }
+}

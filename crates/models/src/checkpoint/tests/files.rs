@@ -1,0 +1,164 @@
+//! Weights: what is missing, misplaced, damaged or of another model.
+
+use serde_json::json;
+
+use super::*;
+use crate::checkpoint::shards::{INDEX_FILE, SINGLE_FILE};
+
+const FIRST_SHARD: &str = "model-00001-of-";
+
+/// The full name of the shard whose name begins with `start`.
+fn shard(place: &Place, start: &str) -> String {
+    let names = fs::read_dir(&place.path).expect("readable").map(|entry| entry.expect("readable").file_name());
+    let mut names = names.map(|name| name.to_string_lossy().into_owned());
+    names.find(|name| name.starts_with(start)).expect("the checkpoint is sharded")
+}
+
+#[test]
+fn shards_are_read_like_one_file() {
+    let [whole, sharded] = [Place::whole(), Place::sharded()].map(|place| {
+        let checkpoint = HfCheckpoint::open(&place.path).expect("it is whole");
+        let model: Lm<Flex> = checkpoint.load(&Default::default()).expect("it was just opened");
+        (model.embedding.val().into_data(), model.lm_head.is_none())
+    });
+    assert_eq!(whole, sharded);
+    assert_eq!(whole.0, model(&small(Family::Olmoe)).embedding.val().into_data());
+}
+
+#[test]
+fn without_weights_or_with_two_sets_of_them_it_is_refused() {
+    let place = Place::whole();
+    fs::write(place.path.join(INDEX_FILE), "{}").expect("writable");
+    assert!(matches!(place.refusal(), CheckpointError::TwoWeights { .. }));
+    fs::remove_file(place.path.join(INDEX_FILE)).expect("writable");
+    fs::remove_file(place.path.join(SINGLE_FILE)).expect("writable");
+    let refused = place.refusal();
+    assert!(matches!(refused, CheckpointError::NoWeights { .. }) && refused.to_string().contains("save_pretrained"));
+}
+
+#[test]
+fn a_directory_without_a_configuration_is_an_error_of_the_file() {
+    let place = Place::whole();
+    fs::remove_file(place.path.join("config.json")).expect("writable");
+    let refused = place.refusal();
+    assert!(matches!(refused, CheckpointError::Io { .. }) && refused.to_string().contains("config.json"), "{refused}");
+}
+
+#[test]
+fn json_that_is_broken_names_its_file() {
+    let place = Place::sharded();
+    for (file, text) in [(INDEX_FILE, "{\"weight_map\": 3}"), (INDEX_FILE, "{"), ("config.json", "[]")] {
+        fs::write(place.path.join(file), text).expect("writable");
+        let refused = place.refusal();
+        assert!(matches!(refused, CheckpointError::Json { .. }) && refused.to_string().contains(file), "{refused}");
+    }
+}
+
+#[test]
+fn an_index_that_leaves_its_directory_is_refused() {
+    for name in ["../model.safetensors", "/model.safetensors", "sub/model.safetensors", "..", ".", "", "sub/"] {
+        let place = Place::sharded();
+        place.change_json(INDEX_FILE, |index| index["weight_map"]["model.norm.weight"] = json!(name));
+        let refused = place.refusal();
+        assert!(matches!(&refused, CheckpointError::ShardName { shard } if shard == name), "{refused}");
+    }
+}
+
+#[test]
+fn a_missing_shard_is_named() {
+    let place = Place::sharded();
+    let name = shard(&place, "model-00002-of-");
+    fs::remove_file(place.path.join(&name)).expect("writable");
+    let refused = place.refusal();
+    assert!(matches!(refused, CheckpointError::MissingShard { .. }) && refused.to_string().contains(&name));
+}
+
+#[test]
+fn a_tensor_in_another_shard_than_the_index_says_is_named() {
+    let (name, other) = ("model.embed_tokens.weight", "model-00002-of-");
+    let moved = Place::sharded();
+    let other = shard(&moved, other);
+    moved.change_json(INDEX_FILE, |index| index["weight_map"][name] = json!(other));
+    let unlisted = Place::sharded();
+    unlisted.change_json(INDEX_FILE, |index| drop(index["weight_map"].as_object_mut().expect("a table").remove(name)));
+    let nowhere = Place::sharded();
+    nowhere.change_tensors(&shard(&nowhere, FIRST_SHARD), |tensors| tensors.retain(|tensor| tensor.0 != name));
+    let twice = Place::sharded();
+    twice.change_tensors(&shard(&twice, "model-00002-of-"), |tensors| tensors[0].0 = name.into());
+    for (place, what) in [(moved, "model-00001"), (unlisted, "no shard"), (nowhere, "no shard"), (twice, "model-00001")]
+    {
+        let refused = place.refusal();
+        assert!(matches!(refused, CheckpointError::Misplaced { .. }), "{refused}");
+        assert!(refused.to_string().contains(name) && refused.to_string().contains(what), "{refused}");
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_short_or_no_safetensors_is_damaged() {
+    let place = Place::whole();
+    let path = place.path.join(SINGLE_FILE);
+    let bytes = fs::read(&path).expect("readable");
+    let longer = [bytes.clone(), vec![0]].concat();
+    let no_header = [&u64::MAX.to_le_bytes(), &bytes[8..]].concat();
+    let no_json = [&bytes[..8], &[b'x'], &bytes[9..]].concat();
+    let cut = [0, 7, 8, 100, bytes.len() - 1].map(|len| bytes[..len].to_vec());
+    for broken in cut.into_iter().chain([longer, no_header, no_json]) {
+        fs::write(&path, &broken).expect("writable");
+        let refused = place.refusal();
+        assert!(matches!(refused, CheckpointError::Damaged { .. }), "{refused}");
+        assert!(refused.to_string().contains(SINGLE_FILE), "{refused}");
+    }
+}
+
+#[test]
+fn tensors_that_are_missing_unknown_or_of_another_shape_or_dtype_are_named() {
+    let name = "model.layers.1.self_attn.k_proj.weight";
+    type Change = fn(&mut Vec<Entry>, &str);
+    let missing: Change = |tensors, name| tensors.retain(|tensor| tensor.0 != name);
+    let unknown: Change = |tensors, name| {
+        let mut another = tensors.iter().find(|tensor| tensor.0 == name).expect("it is there").clone();
+        another.0 = "model.layers.1.self_attn.k_proj.bias".into();
+        tensors.push(another);
+    };
+    let shape: Change = |tensors, name| {
+        tensors.iter_mut().find(|tensor| tensor.0 == name).expect("it is there").2 = vec![4, 16];
+    };
+    let dtype: Change = |tensors, name| {
+        tensors.iter_mut().find(|tensor| tensor.0 == name).expect("it is there").1 = Dtype::I32;
+    };
+    for (change, text) in [(missing, name), (unknown, "k_proj.bias"), (shape, "[4, 16]"), (dtype, "I32")] {
+        let place = Place::whole();
+        place.change_tensors(SINGLE_FILE, |tensors| change(tensors, name));
+        let refused = place.refusal();
+        assert!(refused.to_string().contains(text), "{refused}");
+        let expected = match text {
+            "[4, 16]" => matches!(refused, CheckpointError::Shape { .. }),
+            "I32" => matches!(refused, CheckpointError::Dtype { .. }),
+            "k_proj.bias" => matches!(refused, CheckpointError::UnknownTensor { .. }),
+            _ => matches!(refused, CheckpointError::MissingTensor { .. }),
+        };
+        assert!(expected, "{refused}");
+    }
+}
+
+#[test]
+fn an_output_matrix_beside_tied_embeddings_is_unknown() {
+    let place = Place::whole();
+    place.change_tensors(SINGLE_FILE, |tensors| {
+        let mut head = tensors.iter().find(|t| t.0 == "model.embed_tokens.weight").expect("it is there").clone();
+        head.0 = "lm_head.weight".into();
+        tensors.push(head);
+    });
+    assert!(matches!(place.refusal(), CheckpointError::UnknownTensor { name } if name == "lm_head.weight"));
+}
+
+/// A file may become unreadable after its header was read.
+#[test]
+fn a_file_that_shrinks_after_it_was_opened_is_an_error_of_the_file() {
+    let place = Place::whole();
+    let checkpoint = HfCheckpoint::open(&place.path).expect("it is whole");
+    let file = fs::OpenOptions::new().write(true).open(place.path.join(SINGLE_FILE)).expect("writable");
+    file.set_len(3000).expect("writable");
+    let refused = checkpoint.load::<Flex>(&Default::default()).expect_err("its end is gone");
+    assert!(matches!(refused, CheckpointError::Io { .. }) && refused.to_string().contains(SINGLE_FILE), "{refused}");
+}

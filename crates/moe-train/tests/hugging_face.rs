@@ -1,0 +1,223 @@
+//! From a run to a Hugging Face checkpoint and back: the same model, the same text, one clear line where it cannot be.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Place, fail, metrics, program, succeed};
+use serde_json::Value;
+
+/// `train`, with queries and keys normalised as in Qwen3-MoE, which has dense layers too.
+fn train(place: &Place, out: &str, steps: usize) -> Command {
+    let mut command = place.train(out, steps);
+    command.args(["--set", "model.qk_norm=per-head"]);
+    command
+}
+
+fn export(place: &Place, run: &str, out: &str) -> Command {
+    let mut command = program();
+    command.arg("export").arg("--run").arg(place.path(run)).arg("--out").arg(place.path(out));
+    command
+}
+
+/// A run called `run` and its export, `model`.
+fn exported(place: &Place) -> PathBuf {
+    succeed(train(place, "run", 5));
+    succeed(export(place, "run", "model"));
+    place.path("model")
+}
+
+fn generate(option: &str, dir: &Path) -> Command {
+    let mut command = program();
+    command.arg("generate").arg(option).arg(dir).args([
+        "--prompt",
+        "the router",
+        "--tokens",
+        "12",
+        "--temperature",
+        "0",
+    ]);
+    command
+}
+
+/// `train` on the same text with nothing said about the model.
+fn start_from(place: &Place, dir: &Path, out: &str, steps: usize) -> Command {
+    let mut command = program();
+    command.arg("train").arg("--data").arg(place.text()).arg("--out").arg(place.path(out)).arg("--init-from").arg(dir);
+    command.args(["--steps", &steps.to_string()]);
+    for setting in common::MICRO.iter().filter(|setting| setting.starts_with("train.")) {
+        command.args(["--set", setting]);
+    }
+    command
+}
+
+fn loss(place: &Place, run: &str) -> String {
+    let mut command = program();
+    command.arg("eval").arg("--run").arg(place.path(run));
+    let out = succeed(command);
+    let loss = out.split_whitespace().find(|word| word.starts_with("loss=")).expect("eval prints it");
+    loss.to_string()
+}
+
+#[test]
+fn an_exported_model_writes_the_same_text() {
+    let place = Place::new();
+    let model = exported(&place);
+    let config: Value = serde_json::from_slice(&fs::read(model.join("config.json")).expect("written")).expect("JSON");
+    assert_eq!((&config["model_type"], &config["mlp_only_layers"][0]), (&"qwen3_moe".into(), &0.into()));
+    let text = succeed(generate("--run", &place.path("run")));
+    assert!(text.starts_with("the router"));
+    assert_eq!(succeed(generate("--checkpoint", &model)), text);
+}
+
+#[test]
+fn a_run_that_starts_from_a_checkpoint_has_its_weights() {
+    let place = Place::new();
+    let model = exported(&place);
+    let mut command = start_from(&place, &model, "next", 1);
+    // Too small a rate to show.
+    command.args(["--set", "optim.lr=1e-12", "--set", "optim.min_lr=0", "--set", "moe.balance_coef=0.5"]);
+    let out = succeed(command);
+    assert!(out.contains("weights from"), "{out}");
+    assert_eq!(loss(&place, "next"), loss(&place, "run"));
+    let config = fs::read(place.path("next").join("config.json")).expect("every run has one");
+    let config: Value = serde_json::from_slice(&config).expect("JSON");
+    assert_eq!(config["model"]["moe"]["balance_coef"], 0.5);
+    assert!(Path::new(config["train"]["init_from"].as_str().expect("it is recorded")).is_absolute());
+}
+
+#[test]
+fn such_a_run_resumes_from_its_own_checkpoints_or_else_from_the_same_weights() {
+    let place = Place::new();
+    let model = exported(&place);
+    succeed(start_from(&place, &model, "next", 6));
+    let before = metrics(&place.path("next"));
+    fs::remove_dir_all(place.path("next/checkpoints")).expect("writable");
+    fs::create_dir(place.path("next/checkpoints")).expect("writable");
+    succeed(place.resume("next"));
+    let losses = |records: &[Value]| records.iter().map(|record| record["loss"].clone()).collect::<Vec<_>>();
+    assert_eq!(losses(&metrics(&place.path("next"))), losses(&before));
+
+    fs::remove_dir_all(&model).expect("writable");
+    let mut longer = place.resume("next");
+    longer.args(["--steps", "8"]);
+    assert!(succeed(longer).contains("final: steps=8 "));
+}
+
+#[test]
+fn settings_that_contradict_the_checkpoint_are_refused_and_equal_ones_are_not() {
+    let place = Place::new();
+    let model = exported(&place);
+    for (setting, key) in [("model.d_model=64", "`model.d_model`"), ("moe.top_k=1", "`model.moe.top_k`")] {
+        let mut command = start_from(&place, &model, "next", 1);
+        command.args(["--set", setting]);
+        let message = fail(command);
+        assert!(message.contains(key) && message.contains("the checkpoint in"), "{message}");
+    }
+    assert!(!place.path("next").exists());
+    let mut command = start_from(&place, &model, "next", 1);
+    command.args(["--set", "model.d_model=32", "--set", "moe.top_k=2"]);
+    succeed(command);
+}
+
+#[test]
+fn a_tokenizer_goes_with_the_model_and_no_other_may_be_named() {
+    let place = Place::new();
+    let tokenizer = place.path("mine.json");
+    let vocab: serde_json::Map<String, Value> = (0u8..=127)
+        .filter(u8::is_ascii_graphic)
+        .zip(0..)
+        .map(|(c, id)| (char::from(c).to_string(), id.into()))
+        .collect();
+    let bytes =
+        serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let mut json = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": bytes, "decoder": bytes,
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    // The alphabet's letters for a blank and a line end.
+    (json["model"]["vocab"]["Ġ"], json["model"]["vocab"]["Ċ"]) = (94.into(), 95.into());
+    fs::write(&tokenizer, json.to_string()).expect("writable");
+    let mut command = train(&place, "run", 5);
+    command.arg("--tokenizer").arg(&tokenizer);
+    succeed(command);
+    succeed(export(&place, "run", "model"));
+    let model = place.path("model");
+    assert_eq!(succeed(generate("--checkpoint", &model)), succeed(generate("--run", &place.path("run"))));
+    succeed(start_from(&place, &model, "next", 1));
+    assert!(place.path("next/tokenizer.json").is_file());
+
+    let mut command = start_from(&place, &model, "other", 1);
+    command.arg("--tokenizer").arg(&tokenizer);
+    assert!(fail(command).contains("leave --tokenizer out"));
+    fs::remove_file(model.join("tokenizer.json")).expect("writable");
+    assert!(fail(generate("--checkpoint", &model)).contains("no tokenizer.json"));
+    let mut command = start_from(&place, &model, "other", 1);
+    command.arg("--tokenizer").arg(&tokenizer);
+    succeed(command);
+}
+
+#[test]
+fn a_model_without_an_equivalent_is_refused_and_leaves_nothing() {
+    let place = Place::new();
+    succeed(place.train("run", 5));
+    let message = fail(export(&place, "run", "model"));
+    assert!(message.contains("not a mixtral model") && message.contains("moe_layers"), "{message}");
+    assert!(!place.path("model").exists());
+}
+
+#[test]
+fn an_export_says_what_it_leaves_out_and_takes_a_dtype_and_a_size() {
+    let place = Place::new();
+    let mut command = train(&place, "run", 5);
+    command.args(["--set", "moe.z_coef=0.001"]);
+    succeed(command);
+    let mut command = export(&place, "run", "model");
+    command.args(["--dtype", "bf16", "--max-shard-bytes", "20000"]);
+    let out = succeed(command);
+    assert!(out.contains("z-loss") && out.contains("balance loss") && out.contains("bytes"), "{out}");
+    assert!(place.path("model/model.safetensors.index.json").is_file());
+    succeed(generate("--checkpoint", &place.path("model")));
+    assert!(fail(export(&place, "run", "model")).contains("not an empty directory"));
+}
+
+#[test]
+fn runs_and_checkpoints_are_not_mistaken_for_each_other() {
+    let place = Place::new();
+    let model = exported(&place);
+    assert!(fail(generate("--run", &model)).contains("generate --checkpoint"));
+    let message = fail(generate("--checkpoint", &place.path("run")));
+    assert!(message.contains("model_type") && message.contains("mixtral"), "{message}");
+    let mut both = generate("--run", &place.path("run"));
+    both.arg("--checkpoint").arg(&model);
+    assert!(fail(both).contains("needs no --run"));
+    let mut neither = program();
+    neither.arg("generate");
+    assert!(fail(neither).contains("--run"));
+}
+
+#[test]
+fn damaged_weights_are_found_before_a_run_has_a_directory() {
+    let place = Place::new();
+    let model = exported(&place);
+    let path = model.join("model.safetensors");
+    let bytes = fs::read(&path).expect("written");
+    fs::write(&path, &bytes[..bytes.len() / 2]).expect("writable");
+    assert!(fail(start_from(&place, &model, "next", 1)).contains("damaged"));
+    assert!(!place.path("next").exists());
+}
+
+#[test]
+fn frozen_parameters_are_named_by_patterns_that_must_match() {
+    let place = Place::new();
+    let mut command = place.train("run", 5);
+    command.args(["--set", "optim.freeze=[\"embeding\"]"]);
+    let message = fail(command);
+    assert!(message.contains("`embeding` matches no parameter") && message.contains("embedding"), "{message}");
+    assert!(!place.path("run").exists());
+    let mut command = place.train("run", 5);
+    command.args(["--set", "optim.freeze=[\"embedding\", \"blocks.*.feed_forward.*\"]"]);
+    succeed(command);
+}

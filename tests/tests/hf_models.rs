@@ -1,0 +1,246 @@
+//! Checkpoints of `transformers` against `transformers`: logits, losses, every gradient, and the way back.
+//!
+//! `golden/hf` comes from `torch/hf_models.py`, which says how to remake it and how to let `transformers` load what
+//! [`export`] writes.
+
+#![cfg(feature = "flex")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{Int, Tensor, TensorData};
+use moe_models::checkpoint::{Family, HfCheckpoint, HfExport, WeightDtype, read_config};
+use moe_models::lm::{Lm, LmLoss};
+use moe_tests::{Flex, host};
+use safetensors::SafeTensors;
+
+const CASES: [&str; 6] =
+    ["mixtral", "mixtral-bf16", "olmoe", "olmoe-normalised-sharded", "qwen3-moe", "qwen3-moe-sparse-step"];
+
+/// Of a logit or a loss, absolute: logits are a few units large, and both sides compute in f32.
+const OUTPUT: f64 = 1e-5;
+
+/// Of a gradient, relative to the largest number of its tensor.
+const GRADIENT: f64 = 1e-4;
+
+fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/hf").join(case)
+}
+
+fn load(dir: &Path) -> Lm<Flex> {
+    let checkpoint = HfCheckpoint::open(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    checkpoint.load(&Default::default()).expect("it was just opened")
+}
+
+/// Numbers of a tensor of integers or f32.
+fn numbers(file: &SafeTensors<'_>, name: &str) -> (Vec<usize>, Vec<f64>) {
+    let tensor = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let numbers = match tensor.dtype() {
+        safetensors::Dtype::I64 => chunks(tensor.data(), |bytes| i64::from_le_bytes(bytes) as f64),
+        safetensors::Dtype::F32 => chunks(tensor.data(), |bytes| f64::from(f32::from_le_bytes(bytes))),
+        other => panic!("{name} is {other:?}"),
+    };
+    (tensor.shape().to_vec(), numbers)
+}
+
+fn chunks<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+    bytes.chunks_exact(N).map(|chunk| number(chunk.try_into().expect("N bytes"))).collect()
+}
+
+/// The columns of the tokens `[B, S + 1]` from `from` on, `S` of them.
+fn tokens(file: &SafeTensors<'_>, from: usize) -> Tensor<Flex, 2, Int> {
+    let (shape, ids) = numbers(file, "tokens");
+    let data = TensorData::new(ids.iter().map(|&id| id as i64).collect(), shape.clone());
+    Tensor::<Flex, 2, Int>::from_data(data, &Default::default()).slice([0..shape[0], from..from + shape[1] - 1])
+}
+
+/// The largest difference, relative to the largest expected number where `relative`.
+fn error(found: &[f64], expected: &[f64], relative: bool) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let largest = |numbers: &mut dyn Iterator<Item = f64>| numbers.fold(0.0, |max: f64, x| max.max(x.abs()));
+    let difference = largest(&mut found.iter().zip(expected).map(|(found, expected)| found - expected));
+    let scale = largest(&mut expected.iter().copied());
+    // What has no gradient there must have none here.
+    if relative && scale > 0.0 { difference / scale } else { difference }
+}
+
+fn assert_within(what: &str, found: &[f64], (expected, allowed): (&[f64], f64), relative: bool) -> f64 {
+    let error = error(found, expected, relative);
+    assert!(error <= allowed, "{what}: error {error:e}, allowed {allowed:e}");
+    error
+}
+
+/// Gradients in the place of parameters, so that saving the model lays them out as a checkpoint.
+struct ToGradients<'a>(&'a <Flex as AutodiffBackend>::Gradients);
+
+impl ModuleMapper<Flex> for ToGradients<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<Flex, D>>) -> Param<Tensor<Flex, D>> {
+        let gradient = param.grad(self.0).expect("every parameter has one");
+        Param::from_tensor(Tensor::from_inner(gradient))
+    }
+}
+
+#[test]
+fn logits_losses_and_gradients_are_those_of_transformers() {
+    for case in CASES {
+        let bytes = fs::read(golden(case).join("expected.safetensors")).expect("it is committed");
+        let expected = SafeTensors::deserialize(&bytes).expect("safetensors");
+        let model = load(&golden(case));
+        let logits = host(model.forward(tokens(&expected, 0)).logits);
+        let logits = assert_within(case, &logits, (&numbers(&expected, "logits").1, OUTPUT), false);
+        let LmLoss { total, balance, .. } = model.loss(tokens(&expected, 0), tokens(&expected, 1));
+        for (name, found) in [("loss", total.clone()), ("balance", balance)] {
+            let what = format!("{case}, {name}");
+            assert_within(&what, &host(found), (&numbers(&expected, name).1, OUTPUT), false);
+        }
+        let gradients = total.backward();
+        let worst = compare_gradients(case, model.map(&mut ToGradients(&gradients)), &expected);
+        println!("{case:26} logits {logits:.1e}   gradients {worst:.1e}");
+    }
+}
+
+fn compare_gradients(case: &str, gradients: Lm<Flex>, expected: &SafeTensors<'_>) -> f64 {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = dir.path().join("gradients");
+    HfExport::new().save(&gradients, &dir).expect("gradients are numbers");
+    let bytes = fs::read(dir.join("model.safetensors")).expect("it was just written");
+    let found = SafeTensors::deserialize(&bytes).expect("safetensors");
+    assert_eq!(expected.names().iter().filter(|name| name.starts_with("grad.")).count(), found.len(), "{case}");
+    let compare = |name: &&str| {
+        let (shape, expected) = numbers(expected, &format!("grad.{name}"));
+        let (found_shape, found) = numbers(&found, name);
+        assert_eq!(found_shape, shape, "{case}, {name}");
+        assert_within(&format!("{case}, gradient of {name}"), &found, (&expected, GRADIENT), true)
+    };
+    found.names().iter().map(compare).fold(0.0, f64::max)
+}
+
+#[test]
+fn an_expert_that_nobody_chose_is_among_the_cases() {
+    let bytes = fs::read(golden("qwen3-moe").join("expected.safetensors")).expect("it is committed");
+    let expected = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let output = load(&golden("qwen3-moe")).forward(tokens(&expected, 0));
+    let counts = output.layers[0].routing.counts().into_data();
+    assert_eq!(counts.iter::<i64>().last(), Some(0));
+}
+
+/// A field that is left out has the value that transformers gives it.
+#[test]
+fn a_missing_field_has_the_default_of_its_family() {
+    let text = fs::read_to_string(golden("defaults.json")).expect("it is committed");
+    let all: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(all.len(), Family::ALL.len());
+    for (name, full) in all {
+        let read = |fields: &serde_json::Value| {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            fs::write(dir.path().join("config.json"), fields.to_string()).expect("writable");
+            read_config(dir.path()).unwrap_or_else(|error| panic!("{name}: {error}"))
+        };
+        let (family, config) = read(&serde_json::json!({"model_type": name}));
+        assert_eq!(family.model_type(), name);
+        let (_, expected) = read(&full);
+        let kv_heads = |config: moe_models::lm::LmConfig| config.clone().with_num_kv_heads(Some(config.kv_heads()));
+        assert_eq!(kv_heads(config), kv_heads(expected), "{name}");
+    }
+}
+
+/// What the rotation is scaled by shows in the logits of the cases that scale it.
+#[test]
+fn scaled_rotary_positions_are_among_the_cases() {
+    let scaled = ["mixtral-bf16", "olmoe-normalised-sharded", "qwen3-moe"];
+    for case in CASES {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        for entry in fs::read_dir(golden(case)).expect("it is committed") {
+            let path = entry.expect("readable").path();
+            fs::copy(&path, place.path().join(path.file_name().expect("a file"))).expect("writable");
+        }
+        fs::remove_file(place.path().join("expected.safetensors")).expect("it was copied");
+        let config = place.path().join("config.json");
+        let mut fields: serde_json::Value =
+            serde_json::from_slice(&fs::read(&config).expect("it was copied")).expect("JSON");
+        let theta = fields["rope_parameters"]["rope_theta"].clone();
+        fields["rope_parameters"] = serde_json::json!({"rope_type": "default", "rope_theta": theta});
+        fs::write(&config, fields.to_string()).expect("writable");
+        let bytes = fs::read(golden(case).join("expected.safetensors")).expect("it is committed");
+        let expected = SafeTensors::deserialize(&bytes).expect("safetensors");
+        let logits = host(load(place.path()).forward(tokens(&expected, 0)).logits);
+        let error = error(&logits, &numbers(&expected, "logits").1, false);
+        assert_eq!(error > 1000.0 * OUTPUT, scaled.contains(&case), "{case}: {error:e}");
+    }
+}
+
+/// Name, dtype, shape and bytes of every tensor in a directory, by name.
+fn all_tensors(dir: &Path) -> Vec<(String, String, Vec<usize>, Vec<u8>)> {
+    let files = fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("readable").path());
+    let weights = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("model") && name.ends_with(".safetensors")
+    };
+    let mut all = Vec::new();
+    for path in files.filter(weights) {
+        let bytes = fs::read(path).expect("readable");
+        for (name, tensor) in SafeTensors::deserialize(&bytes).expect("safetensors").iter() {
+            let dtype = format!("{:?}", tensor.dtype());
+            all.push((name.to_string(), dtype, tensor.shape().to_vec(), tensor.data().to_vec()));
+        }
+    }
+    all.sort();
+    all
+}
+
+/// Loads a golden checkpoint and saves it in its own dtype; the sharded one in shards again.
+fn save_again(case: &str, dir: &Path) {
+    let checkpoint = HfCheckpoint::open(golden(case)).expect("it is committed");
+    let model: Lm<Flex> = checkpoint.load(&Default::default()).expect("it was just opened");
+    let largest = if case.ends_with("sharded") { 4000 } else { usize::MAX };
+    let export = HfExport::new().with_dtype(checkpoint.dtype()).with_max_shard_bytes(largest);
+    export.save(&model, dir).unwrap_or_else(|error| panic!("{case}: {error}"));
+}
+
+#[test]
+fn a_checkpoint_that_is_loaded_and_saved_has_the_same_bits() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    for case in CASES {
+        let dir = place.path().join(case);
+        save_again(case, &dir);
+        let (before, after) = (all_tensors(&golden(case)), all_tensors(&dir));
+        assert!(before.len() > 30 && before == after, "{case}");
+        let [before, after] = [&golden(case), &dir].map(|dir| HfCheckpoint::open(dir).expect("both are checkpoints"));
+        assert_eq!(before.family(), after.family(), "{case}");
+        assert_eq!(same_function(&before), same_function(&after), "{case}");
+    }
+}
+
+/// The configuration with what is merely another spelling made the same.
+fn same_function(checkpoint: &HfCheckpoint) -> moe_models::lm::LmConfig {
+    let mut config = checkpoint.config().clone();
+    (config.num_kv_heads, config.head_dim) = (Some(config.kv_heads()), Some(config.head_width()));
+    config
+}
+
+#[test]
+fn the_cases_are_of_every_family_and_dtype_their_names_say() {
+    for case in CASES {
+        let checkpoint = HfCheckpoint::open(golden(case)).expect("it is committed");
+        let family = Family::ALL.into_iter().find(|family| case.starts_with(&family.model_type().replace('_', "-")));
+        assert_eq!(Some(checkpoint.family()), family, "{case}");
+        let bf16 = case.ends_with("bf16");
+        assert_eq!(checkpoint.dtype(), if bf16 { WeightDtype::Bf16 } else { WeightDtype::F32 }, "{case}");
+        assert_eq!(golden(case).join("model.safetensors.index.json").exists(), case.ends_with("sharded"), "{case}");
+    }
+}
+
+#[test]
+#[ignore = "writes target/hf-export for torch/hf_models.py"]
+fn export() {
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/hf-export");
+    for case in CASES {
+        let dir = target.join(case);
+        if dir.exists() {
+            fs::remove_dir_all(&dir).expect("it is ours");
+        }
+        save_again(case, &dir);
+    }
+}

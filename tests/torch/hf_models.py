@@ -1,0 +1,242 @@
+"""Tiny models of the transformers library with their outputs and gradients: the oracle of tests/tests/hf_models.rs.
+
+    python tests/torch/hf_models.py write           # tests/golden/hf/NAME: a checkpoint and expected.safetensors
+    cargo test -p moe-tests --test hf_models -- --ignored export
+    python tests/torch/hf_models.py check           # transformers loads what that wrote to target/hf-export/NAME
+
+`write` needs transformers 5 and takes seconds; the weights are random, so it changes every file. expected.safetensors
+has the tokens [B, S + 1], the logits [B, S, V], the loss that transformers minimises (cross entropy and its auxiliary
+loss with its coefficient), the auxiliary loss without it, and the gradient of every tensor of the checkpoint under its
+name.
+"""
+
+import copy
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests/golden/hf"
+EXPORT = ROOT / "target/hf-export"
+
+BATCH, LENGTH, VOCABULARY = 2, 9, 19
+
+# Largest difference of a logit between a model and its copy that went through our program.
+TOLERANCE = 1e-6
+
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 32,
+    "output_router_logits": True,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+CASES = {
+    "mixtral": MixtralConfig(
+        **COMMON,
+        hidden_size=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=6,
+        num_local_experts=5,
+        num_experts_per_tok=3,
+        router_aux_loss_coef=0.02,
+    ),
+    "mixtral-bf16": MixtralConfig(
+        **COMMON,
+        hidden_size=12,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=10,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+        rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+    ),
+    "olmoe": OlmoeConfig(
+        **COMMON,
+        hidden_size=12,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=5,
+        num_experts=7,
+        num_experts_per_tok=3,
+        norm_topk_prob=False,
+    ),
+    "olmoe-normalised-sharded": OlmoeConfig(
+        **COMMON,
+        hidden_size=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=6,
+        num_experts=5,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 100.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "qwen3-moe": Qwen3MoeConfig(
+        **{**COMMON, "num_hidden_layers": 3},
+        hidden_size=12,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        intermediate_size=10,
+        moe_intermediate_size=5,
+        num_experts=5,
+        num_experts_per_tok=3,
+        norm_topk_prob=True,
+        mlp_only_layers=[1],
+        tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 50.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 8,
+            "beta_fast": 2.0,
+            "beta_slow": 0.5,
+        },
+    ),
+    "qwen3-moe-sparse-step": Qwen3MoeConfig(
+        **COMMON,
+        hidden_size=12,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=8,
+        moe_intermediate_size=7,
+        num_experts=3,
+        num_experts_per_tok=1,
+        norm_topk_prob=False,
+        decoder_sparse_step=2,
+        rms_norm_eps=1e-3,
+    ),
+}
+
+SHARDED = {"olmoe-normalised-sharded": "4KB"}
+BF16 = {"mixtral-bf16"}
+# Its router keeps every token of layer 0 away from the last expert.
+UNCHOSEN = {"qwen3-moe"}
+
+
+def build(config):
+    """Weights large enough for every part to matter."""
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+    for name, parameter in model.named_parameters():
+        norm = parameter.ndim == 1
+        parameter.data = 1 + 0.2 * torch.randn_like(parameter) if norm else 0.35 * torch.randn_like(parameter)
+    return model.float().eval()
+
+
+def avoid_last_expert(model):
+    """A channel that every token has, which the last expert's score falls with."""
+    model.model.embed_tokens.weight.data[:, 0] = 4.0
+    layer = model.model.layers[0]
+    layer.post_attention_layernorm.weight.data[0] = 1.0
+    layer.mlp.gate.weight.data[-1] = 0.0
+    layer.mlp.gate.weight.data[-1, 0] = -5.0
+
+
+def load(folder):
+    """In f32, and only if every tensor has its place."""
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        output_loading_info=True,
+    )
+    left = {kind: names for kind, names in report.items() if names}
+    assert not left, f"{folder}: transformers did not take every tensor: {left}"
+    return model.eval()
+
+
+def run(model, tokens):
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    # The targets are shifted here, so that every token has a target and the auxiliary loss sees the same tokens.
+    return model(input_ids=inputs, labels=targets, shift_labels=targets, output_router_logits=True)
+
+
+def gradients(model, folder):
+    """The gradients in the layout of a checkpoint: those of a model whose weights they are."""
+    other = copy.deepcopy(model)
+    for to, parameter in zip(other.parameters(), model.parameters()):
+        to.data = parameter.grad.clone()
+    other.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    shutil.rmtree(folder)
+    return {f"grad.{name}": tensor for name, tensor in tensors.items()}
+
+
+def write_case(name, config):
+    folder = GOLDEN / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = build(config)
+    if name in UNCHOSEN:
+        avoid_last_expert(model)
+    if name in BF16:
+        model = model.bfloat16()
+    model.save_pretrained(folder, max_shard_size=SHARDED.get(name, "1GB"))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    # From the files, so that nothing but the weights was ever rounded.
+    model = load(folder)
+    tokens = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
+    output = run(model, tokens)
+    output.loss.backward()
+    if name in UNCHOSEN:
+        chosen = output.router_logits[0].topk(config.num_experts_per_tok).indices
+        assert (chosen != config.num_experts - 1).all(), "every token was to avoid the last expert"
+    expected = {
+        "tokens": tokens,
+        "logits": output.logits.detach(),
+        "loss": output.loss.detach().reshape(1),
+        "balance": output.aux_loss.detach().reshape(1),
+        **gradients(model, folder / "gradients"),
+    }
+    save_file(expected, folder / "expected.safetensors")
+
+
+def write_defaults():
+    """Every field of a configuration that was told nothing."""
+    defaults = {config.model_type: config().to_dict() for config in (MixtralConfig, OlmoeConfig, Qwen3MoeConfig)}
+    (GOLDEN / "defaults.json").write_text(json.dumps(defaults, indent=1, sort_keys=True) + "\n")
+
+
+def check_case(name):
+    expected = load_file(GOLDEN / name / "expected.safetensors")
+    with torch.no_grad():
+        output = run(load(EXPORT / name), expected["tokens"])
+    error = (output.logits - expected["logits"]).abs().max().item()
+    loss = abs(output.loss.item() - expected["loss"].item())
+    files = sorted(path.name for path in (EXPORT / name).iterdir())
+    print(f"{name:26} logits differ by {error:.1e}, loss by {loss:.1e}   {', '.join(files)}")
+    assert error <= TOLERANCE and loss <= TOLERANCE, name
+
+
+def main():
+    if sys.argv[1:] == ["write"]:
+        torch.manual_seed(20)
+        for name, config in CASES.items():
+            write_case(name, config)
+        write_defaults()
+    elif sys.argv[1:] == ["check"]:
+        for name in CASES:
+            check_case(name)
+    else:
+        sys.exit(__doc__)
+
+
+main()
