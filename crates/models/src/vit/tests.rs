@@ -51,7 +51,7 @@ fn labels<B: MoeBackend>(count: usize) -> Tensor<B, 1, Int> {
 /// The head starts at zero, where nothing before it gets a gradient.
 fn model<B: MoeBackend>(config: &VitConfig) -> Vit<B> {
     let mut model = config.init::<B>(&Default::default());
-    model.head = model.head.map(|head| head.random_like(Distribution::Normal(0.0, 0.5)));
+    model.head = Param::from_tensor(model.head.val().random_like(Distribution::Normal(0.0, 0.5)));
     model
 }
 
