@@ -3,7 +3,8 @@
 //! The program has its own loop (`docs/decisions/0002-own-training-loop.md`). [`LearnerLm`] takes the same [`Batch`]es
 //! to `burn::train`, where [`LmOptimizer`](crate::optim::LmOptimizer) works too, alone or in an
 //! [`Excitation`](excitation_optim::Excitation) with [`LmExperts`](crate::optim::LmExperts). A model with default vectors needs
-//! it inside [`Absorbing`](default_moe::optimizer::Absorbing), which moves them.
+//! it inside [`Absorbing`](default_moe::optimizer::Absorbing), which moves them, and one whose routers remember something (`sigmoid`, `relu`)
+//! inside [`Balancing`](moe_layers::router::optimizer::Balancing).
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -14,6 +15,8 @@ use default_moe::DefaultVectors;
 use default_moe::optimizer::{HasDefaultVectors, register};
 use excitation_optim::ExpertCounts;
 use moe_kernels::{AutodiffMoeBackend, MoeBackend};
+use moe_layers::router::optimizer::{HasRouters, register as register_loads};
+use moe_layers::{ExpertLoad, Router};
 use moe_models::lm::Lm;
 
 use crate::data::Batch;
@@ -52,6 +55,16 @@ impl<B: Backend> HasDefaultVectors<B> for LearnerLm<B> {
     }
 }
 
+impl<B: Backend> HasRouters<B> for LearnerLm<B> {
+    fn routers(&self) -> Vec<&Router<B>> {
+        self.lm.routers()
+    }
+
+    fn routers_mut(&mut self) -> Vec<&mut Router<B>> {
+        self.lm.routers_mut()
+    }
+}
+
 /// What a step shows to metrics; `LossMetric` takes its cross-entropy.
 pub struct LmStepOutput<B: Backend> {
     /// Mean cross-entropy of the batch, nats per token, `[1]`.
@@ -77,8 +90,8 @@ impl<B: AutodiffMoeBackend> TrainStep for LearnerLm<B> {
     type Input = Batch;
     type Output = LmStepOutput<B::InnerBackend>;
 
-    /// Gradients of cross-entropy plus weighted auxiliary losses, and among them the updates of default vectors and, where
-    /// wanted, the counts of every MoE layer.
+    /// Gradients of cross-entropy plus weighted auxiliary losses, and among them the updates of default vectors, the loads of routers
+    /// that remember something and, where wanted, the counts of every MoE layer.
     fn step(&self, batch: Batch) -> TrainOutput<Self::Output> {
         let (inputs, targets) = batch.to_tensors::<B>(&self.devices()[0]);
         let loss = self.lm.loss(inputs, targets);
@@ -88,6 +101,8 @@ impl<B: AutodiffMoeBackend> TrainStep for LearnerLm<B> {
             let routing = &layer.routing;
             counts.register(&mut output.grads, routing.counts().inner().float(), routing.num_tokens());
         }
+        let loads = loss.layers.iter().map(|layer| ExpertLoad::of(&layer.routing));
+        register_loads(self, loads, &mut output.grads);
         let updates = loss.layers.into_iter().filter_map(|layer| layer.default_update);
         register(self, updates, &mut output.grads);
         output
@@ -115,6 +130,7 @@ mod tests {
     use burn::train::{Learner, LearningComponentsMarker};
     use default_moe::optimizer::Absorbing;
     use excitation_optim::{Excitation, ExcitationConfig, Variant};
+    use moe_layers::router::optimizer::Balancing;
     use moe_models::lm::RouterKind;
 
     use super::*;
@@ -160,6 +176,30 @@ mod tests {
         let output = learner.train_step(batch);
         learner.optimizer_step(output.grads);
         learner.model().lm.default_vectors()[0].values.to_data().assert_eq(&expected, true);
+    }
+
+    #[test]
+    fn routers_balance_themselves_in_steps_of_the_learner() {
+        let (mut config, text) = (config(), text(600));
+        config.model.moe.router = RouterKind::Sigmoid;
+        let lm = config.model.init::<AD>(&Default::default());
+        let optim = Balancing::new(LmOptimizer::<LearnerLm<AD>, AD>::adamw(&config.optim));
+        let mut learner = Learner::new(LearnerLm::new(lm), optim, ConstantLr::new(1e-2));
+        let batch = train_batch(&text, &config.train, 0, 0);
+        let (inputs, targets) = batch.to_tensors::<AD>(&Default::default());
+        let start = learner.model().lm;
+        let mut expected = start.routers()[0].clone();
+        expected.absorb(&ExpertLoad::of(&start.loss(inputs, targets).layers[0].routing));
+        learner.lr_step();
+        let output = learner.train_step(batch);
+        learner.optimizer_step(output.grads);
+        let bias = |router: &Router<AD>| match router {
+            Router::Sigmoid(router) => router.selection_bias.to_data(),
+            other => panic!("another router: {other:?}"),
+        };
+        let moved = bias(learner.model().lm.routers()[0]);
+        moved.assert_eq(&bias(&expected), true);
+        assert_ne!(moved, bias(start.routers()[0]));
     }
 
     type Excited = Excitation<LmOptimizer<LearnerLm<AD>, AD>, LmExperts>;

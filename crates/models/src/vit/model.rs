@@ -6,7 +6,8 @@ use burn::tensor::{Int, Tensor};
 use default_moe::optimizer::HasDefaultVectors;
 use default_moe::{DefaultUpdate, DefaultVectors};
 use moe_kernels::{MoeBackend, linear, sum_dim};
-use moe_layers::{ExpertLoad, Moe, project};
+use moe_layers::router::optimizer::HasRouters;
+use moe_layers::{ExpertLoad, Router, project};
 
 use super::{Pooling, VitBlock, VitConfig};
 use crate::lm::{LmLoss, MoeLayerOutput, Norm, cross_entropy};
@@ -159,13 +160,9 @@ fn ones<B: Backend>(rows: usize, like: &Tensor<B, 2>) -> Tensor<B, 2> {
 }
 
 impl<B: Backend> Vit<B> {
-    fn routed(&self) -> impl Iterator<Item = &Moe<B>> {
-        self.blocks.iter().filter_map(|block| block.feed_forward.as_ref()?.moe.as_ref())
-    }
-
     /// Whether routers must be told the loads of a training step: [`absorb_loads`](Self::absorb_loads) then does something.
     pub fn absorbs_loads(&self) -> bool {
-        self.routed().any(|moe| moe.router.absorbs_load())
+        self.routers().into_iter().any(Router::absorbs_load)
     }
 
     /// Moves what routers move once per training step; as [`Lm::absorb_loads`](crate::lm::Lm::absorb_loads).
@@ -174,13 +171,9 @@ impl<B: Backend> Vit<B> {
     ///
     /// Panics unless there is one load for each layer with routed experts.
     pub fn absorb_loads(&mut self, loads: &[ExpertLoad<B>]) {
-        assert_eq!(
-            self.routed().count(),
-            loads.len(),
-            "Vit: there must be one load for each layer with routed experts"
-        );
-        let layers = self.blocks.iter_mut().filter_map(|block| block.feed_forward.as_mut()?.moe.as_mut());
-        layers.zip(loads).for_each(|(moe, load)| moe.router.absorb(load));
+        let routers = self.routers_mut();
+        assert_eq!(routers.len(), loads.len(), "Vit: there must be one load for each layer with routed experts");
+        routers.into_iter().zip(loads).for_each(|(router, load)| router.absorb(load));
     }
 
     /// Moves the default vectors of all layers, once per training step; as [`Lm::absorb`](crate::lm::Lm::absorb).
@@ -192,6 +185,18 @@ impl<B: Backend> Vit<B> {
         let layers = self.default_vectors_mut();
         assert_eq!(layers.len(), updates.len(), "Vit: there must be one update for each layer with default vectors");
         layers.into_iter().zip(updates).for_each(|(vectors, update)| vectors.absorb(update));
+    }
+}
+
+impl<B: Backend> HasRouters<B> for Vit<B> {
+    fn routers(&self) -> Vec<&Router<B>> {
+        let blocks = self.blocks.iter();
+        blocks.filter_map(|block| Some(&block.feed_forward.as_ref()?.moe.as_ref()?.router)).collect()
+    }
+
+    fn routers_mut(&mut self) -> Vec<&mut Router<B>> {
+        let blocks = self.blocks.iter_mut();
+        blocks.filter_map(|block| Some(&mut block.feed_forward.as_mut()?.moe.as_mut()?.router)).collect()
     }
 }
 

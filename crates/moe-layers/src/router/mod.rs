@@ -24,6 +24,7 @@ mod hash;
 mod load;
 mod members;
 mod noisy_top_k;
+pub mod optimizer;
 mod relu;
 mod rule;
 pub(crate) mod scores;

@@ -121,7 +121,7 @@ impl<B: Backend> ReluRouter<B> {
     /// they had fewer.
     pub fn absorb(&mut self, load: &ExpertLoad<B>) {
         let coef = self.l1_coef.val().set_require_grad(false);
-        let wanted = (self.top_k * load.tokens) as f64;
+        let wanted = load.tokens.clone() * self.top_k as f64;
         let direction = (load.counts.clone().sum() - wanted).sign().cast(coef.dtype());
         let moved = coef * (direction * self.l1_rate.ln()).exp();
         self.l1_coef = self.l1_coef.clone().map(|_| moved.set_require_grad(false));
@@ -134,6 +134,7 @@ mod tests {
     use burn::tensor::Tolerance;
 
     use super::*;
+    use crate::router::load::tests::load;
     use crate::router::{Router, RouterRule};
 
     const TOLERANCE: f32 = 1e-5;
@@ -179,7 +180,7 @@ mod tests {
     fn the_weight_of_the_loss_follows_the_number_of_experts() {
         let mut router = identity::<Flex>(4, 2, ReluOptions::new().with_l1_coef(1.0).with_l1_rate(2.0));
         let mut after = |counts: [f32; 4]| {
-            router.absorb(&ExpertLoad { counts: Tensor::from_data(counts, &Default::default()), tokens: 3 });
+            router.absorb(&load(&counts, 3.0));
             router.l1_coef.val().into_scalar()
         };
         let found = [after([3.0, 3.0, 1.0, 0.0]), after([3.0, 3.0, 0.0, 0.0]), after([1.0, 1.0, 0.0, 0.0])];

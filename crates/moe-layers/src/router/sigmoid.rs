@@ -182,6 +182,7 @@ mod tests {
     use burn::tensor::{TensorData, Tolerance};
 
     use super::*;
+    use crate::router::load::tests::load;
     use crate::router::{Router, RouterRule};
 
     const TOLERANCE: f32 = 1e-5;
@@ -235,13 +236,12 @@ mod tests {
 
     #[test]
     fn absorbing_moves_the_bias_towards_an_even_load() {
-        let load = |counts: [f32; 4]| ExpertLoad { counts: Tensor::from_data(counts, &Default::default()), tokens: 8 };
         let bias = |router: &SigmoidRouter<Flex>| router.selection_bias.to_data();
         let mut plain = identity(4, 1, SigmoidOptions::new().with_rate(0.5), false);
-        plain.absorb(&load([5.0, 1.0, 2.0, 0.0]));
+        plain.absorb(&load(&[5.0, 1.0, 2.0, 0.0], 8.0));
         bias(&plain).assert_eq(&[-0.5, 0.5, 0.0, 0.5].into(), false);
         let mut centered = identity(4, 1, SigmoidOptions::new().with_rate(0.5).with_centered(true), false);
-        centered.absorb(&load([5.0, 1.0, 2.0, 0.0]));
+        centered.absorb(&load(&[5.0, 1.0, 2.0, 0.0], 8.0));
         bias(&centered).assert_eq(&[-0.625, 0.375, -0.125, 0.375].into(), false);
     }
 
