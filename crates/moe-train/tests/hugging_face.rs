@@ -149,6 +149,15 @@ fn a_tokenizer_goes_with_the_model_and_no_other_may_be_named() {
     succeed(start_from(&place, &model, "next", 1));
     assert!(place.path("next/tokenizer.json").is_file());
 
+    let config = model.join("config.json");
+    let mut fields: Value = serde_json::from_slice(&fs::read(&config).expect("written")).expect("JSON");
+    fields["eos_token_id"] = 95.into();
+    fs::write(&config, fields.to_string()).expect("writable");
+    succeed(start_from(&place, &model, "ended", 5));
+    succeed(export(&place, "ended", "again"));
+    let again = fs::read(place.path("again/config.json")).expect("written");
+    assert_eq!(serde_json::from_slice::<Value>(&again).expect("JSON")["eos_token_id"], 95);
+
     let mut command = start_from(&place, &model, "other", 1);
     command.arg("--tokenizer").arg(&tokenizer);
     assert!(fail(command).contains("leave --tokenizer out"));
