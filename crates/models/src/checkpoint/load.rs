@@ -169,7 +169,8 @@ impl<B: Backend> ModuleMapper<B> for Fill<'_, B> {
         if self.error.is_some() {
             return param;
         }
-        let parameter = self.places[self.path.join(".").as_str()];
+        let parameter = self.places.get(self.path.join(".").as_str());
+        let parameter = parameter.expect("the layout has every parameter of a model that the families describe");
         match self.values(parameter) {
             Ok(values) => {
                 let data = TensorData::new(values, param.lazy_shape());
