@@ -72,11 +72,18 @@ fn tokenizer(dir: &Path, model: &LmConfig, chosen: Option<PathBuf>) -> Result<Op
     let own = dir.join(TOKENIZER_FILE);
     match (own.is_file(), chosen) {
         (true, None) => Ok(Some(own)),
+        // The settings of an earlier run name it.
+        (true, Some(chosen)) if same(&own, &chosen) => Ok(Some(own)),
         (true, Some(_)) => Err(Error::TwoTokenizers { own }),
         (false, Some(chosen)) => Ok(Some(chosen)),
         (false, None) if model.vocab_size == BYTES => Ok(None),
         (false, None) => Err(Error::NoTokenizer { dir: dir.into(), vocab_size: model.vocab_size }),
     }
+}
+
+/// Whether both paths lead to one file.
+fn same(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The first setting in which two models differ that share their weights.
