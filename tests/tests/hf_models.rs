@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
-use moe_models::checkpoint::{Family, HfCheckpoint, HfExport, WeightDtype, read_config};
+use moe_models::checkpoint::{Family, HfCheckpoint, HfConfig, HfExport, WeightDtype, read_config};
 use moe_models::lm::{Lm, LmLoss};
 use moe_tests::{Flex, host};
 use safetensors::SafeTensors;
@@ -138,11 +138,13 @@ fn a_missing_field_has_the_default_of_its_family() {
             fs::write(dir.path().join("config.json"), fields.to_string()).expect("writable");
             read_config(dir.path()).unwrap_or_else(|error| panic!("{name}: {error}"))
         };
-        let (family, config) = read(&serde_json::json!({"model_type": name}));
-        assert_eq!(family.model_type(), name);
-        let (_, expected) = read(&full);
-        let kv_heads = |config: moe_models::lm::LmConfig| config.clone().with_num_kv_heads(Some(config.kv_heads()));
-        assert_eq!(kv_heads(config), kv_heads(expected), "{name}");
+        let config = read(&serde_json::json!({"model_type": name}));
+        assert_eq!(config.family.model_type(), name);
+        let with_kv_heads = |mut config: HfConfig| {
+            config.model.num_kv_heads = Some(config.model.kv_heads());
+            config
+        };
+        assert_eq!(with_kv_heads(config), with_kv_heads(read(&full)), "{name}");
     }
 }
 
@@ -196,6 +198,7 @@ fn save_again(case: &str, dir: &Path) {
     let model: Lm<Flex> = checkpoint.load(&Default::default()).expect("it was just opened");
     let largest = if case.ends_with("sharded") { 4000 } else { usize::MAX };
     let export = HfExport::new().with_dtype(checkpoint.dtype()).with_max_shard_bytes(largest);
+    let export = export.with_token_ids(checkpoint.token_ids().clone());
     export.save(&model, dir).unwrap_or_else(|error| panic!("{case}: {error}"));
 }
 
@@ -209,6 +212,7 @@ fn a_checkpoint_that_is_loaded_and_saved_has_the_same_bits() {
         assert!(before.len() > 30 && before == after, "{case}");
         let [before, after] = [&golden(case), &dir].map(|dir| HfCheckpoint::open(dir).expect("both are checkpoints"));
         assert_eq!(before.family(), after.family(), "{case}");
+        assert_eq!(before.token_ids(), after.token_ids(), "{case}");
         assert_eq!(same_function(&before), same_function(&after), "{case}");
     }
 }

@@ -34,8 +34,8 @@ COMMON = {
     "num_hidden_layers": 2,
     "max_position_embeddings": 32,
     "output_router_logits": True,
-    "bos_token_id": None,
-    "eos_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": [2, 3],
     "pad_token_id": None,
 }
 

@@ -43,6 +43,8 @@ enum Task {
     Eval(Passed),
     /// Continues a prompt with a trained model [--backend ..] [--release] [options of moe-train]
     Generate(Passed),
+    /// Writes a trained model as a Hugging Face checkpoint [--backend ..] [--release] [options of moe-train]
+    Export(Passed),
     /// Writes the report of a run again [--backend ..] [--release] [options of moe-train]
     Report(Passed),
     /// Measures layers or training steps [--backend ..] layer|step [options of moe-bench]
@@ -114,6 +116,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Train(_) => program::run(Program::Train, arguments()),
         Task::Eval(_) => program::run(Program::Eval, arguments()),
         Task::Generate(_) => program::run(Program::Generate, arguments()),
+        Task::Export(_) => program::run(Program::Export, arguments()),
         Task::Report(_) => program::run(Program::Report, arguments()),
         Task::Bench(_) => program::run(Program::Bench, arguments()),
         Task::Reproduce(Study::DefaultMoe(args)) => reproduce::run(&args),

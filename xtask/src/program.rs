@@ -1,4 +1,4 @@
-//! `cargo xtask train|eval|generate|report|bench|reproduce`: build `moe-train`, `moe-bench` or `moe-reproduce` with one backend and become it.
+//! `cargo xtask train|eval|generate|export|report|bench|reproduce`: build `moe-train`, `moe-bench` or `moe-reproduce` with one backend and become it.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -14,14 +14,15 @@ pub(crate) enum Program {
     Train,
     Eval,
     Generate,
+    Export,
     Report,
     Bench,
     Reproduce,
 }
 
 impl Program {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Train, Self::Eval, Self::Generate, Self::Report, Self::Bench, Self::Reproduce];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Train, Self::Eval, Self::Generate, Self::Export, Self::Report, Self::Bench, Self::Reproduce];
 
     /// The package whose program it is; the program has the same name.
     pub(crate) fn package(self) -> &'static str {
@@ -48,6 +49,7 @@ impl Program {
             Self::Train => "train",
             Self::Eval => "eval",
             Self::Generate => "generate",
+            Self::Export => "export",
             Self::Report => "report",
             Self::Bench => "bench",
             Self::Reproduce => "reproduce",

@@ -61,6 +61,7 @@
 //! | a loss to minimise | [`lm::Lm::loss`] |
 //! | bf16 activations over f32 parameters | [`lm::Lm::with_dtype`] |
 //! | text | [`generate::generate`] |
+//! | checkpoints of Hugging Face's `transformers` | [`checkpoint::HfCheckpoint`], [`checkpoint::HfExport`] |
 //! | a network whose hidden units are experts | [`mlp::TopKMlp`] |
 //! | parameters, active ones, FLOPs | [`lm::count`] |
 //!

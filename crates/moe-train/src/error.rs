@@ -60,7 +60,7 @@ pub enum Error {
     },
     /// A Hugging Face checkpoint whose tokens have no meaning.
     #[error(
-        "{} holds no tokenizer.json, and its {vocab_size} tokens are not bytes: put the model's own beside config.json",
+        "{} holds no tokenizer.json, and its {vocab_size} tokens are not bytes: put the model's own beside config.json, or name it as train --tokenizer",
         dir.display()
     )]
     NoTokenizer {

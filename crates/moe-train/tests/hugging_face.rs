@@ -148,6 +148,19 @@ fn a_tokenizer_goes_with_the_model_and_no_other_may_be_named() {
     assert_eq!(succeed(generate("--checkpoint", &model)), succeed(generate("--run", &place.path("run"))));
     succeed(start_from(&place, &model, "next", 1));
     assert!(place.path("next/tokenizer.json").is_file());
+    let mut repeated = program();
+    repeated.arg("train").arg("--config").arg(place.path("next/config.json")).arg("--out").arg(place.path("repeated"));
+    succeed(repeated);
+    assert_eq!(metrics(&place.path("repeated"))[0]["loss"], metrics(&place.path("next"))[0]["loss"]);
+
+    let config = model.join("config.json");
+    let mut fields: Value = serde_json::from_slice(&fs::read(&config).expect("written")).expect("JSON");
+    fields["eos_token_id"] = 95.into();
+    fs::write(&config, fields.to_string()).expect("writable");
+    succeed(start_from(&place, &model, "ended", 5));
+    succeed(export(&place, "ended", "again"));
+    let again = fs::read(place.path("again/config.json")).expect("written");
+    assert_eq!(serde_json::from_slice::<Value>(&again).expect("JSON")["eos_token_id"], 95);
 
     let mut command = start_from(&place, &model, "other", 1);
     command.arg("--tokenizer").arg(&tokenizer);

@@ -8,25 +8,33 @@ use serde_json::{Map, Value, json};
 
 use super::family::{Defaults, Family};
 use super::fields::Fields;
-use super::{CheckpointError, WeightDtype, rope};
+use super::{CheckpointError, TokenIds, WeightDtype, rope};
 use crate::lm::{LmConfig, LmMoeConfig, MoeLayers, NormKind, RouterKind};
+
+/// What `config.json` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HfConfig {
+    /// The family of the model.
+    pub family: Family,
+    /// The model.
+    pub model: LmConfig,
+    /// Its special tokens.
+    pub token_ids: TokenIds,
+}
 
 /// Fields that say how a model was saved, is used with a tokenizer or reports, not what it computes.
 const HARMLESS: &[&str] = &[
     "_attn_implementation_autoset",
     "_name_or_path",
     "architectures",
-    "bos_token_id",
     "chunk_size_feed_forward",
     "dtype",
-    "eos_token_id",
     "id2label",
     "label2id",
     "max_window_layers",
     "output_attentions",
     "output_hidden_states",
     "output_router_logits",
-    "pad_token_id",
     "problem_type",
     "return_dict",
     "torch_dtype",
@@ -34,20 +42,21 @@ const HARMLESS: &[&str] = &[
     "use_cache",
 ];
 
-/// The family and the model that the fields describe.
+/// What the fields describe.
 ///
 /// # Errors
 ///
 /// An unknown field, an unsupported value, a model that contradicts itself.
-pub(super) fn read(fields: Map<String, Value>) -> Result<(Family, LmConfig), CheckpointError> {
+pub(super) fn read(fields: Map<String, Value>) -> Result<HfConfig, CheckpointError> {
     let mut fields = Fields::new(fields);
     let family = read_family(&mut fields)?;
     refuse_unsupported(&mut fields, family)?;
     let config = read_model(&mut fields, family)?;
+    let token_ids = TokenIds::take(&mut fields, family)?;
     fields.ignore(HARMLESS);
     fields.finish()?;
     config.validate()?;
-    Ok((family, config))
+    Ok(HfConfig { family, model: config, token_ids })
 }
 
 fn read_family(fields: &mut Fields) -> Result<Family, CheckpointError> {
@@ -175,7 +184,11 @@ fn read_placement(
 /// # Errors
 ///
 /// [`CheckpointError::NoEquivalent`] naming the first setting that the family does not have.
-pub(super) fn write(config: &LmConfig, dtype: WeightDtype) -> Result<(Family, Value), CheckpointError> {
+pub(super) fn write(
+    config: &LmConfig,
+    token_ids: &TokenIds,
+    dtype: WeightDtype,
+) -> Result<(Family, Value), CheckpointError> {
     let family = Family::of(config);
     refuse_inexpressible(config, family)?;
     let mut fields = json!({
@@ -198,12 +211,9 @@ pub(super) fn write(config: &LmConfig, dtype: WeightDtype) -> Result<(Family, Va
         "attention_dropout": 0.0,
         "num_experts_per_tok": config.moe.top_k,
         "router_aux_loss_coef": written_coefficient(&config.moe),
-        // The defaults of the families are those of other vocabularies.
-        "bos_token_id": null,
-        "eos_token_id": null,
-        "pad_token_id": null,
     });
     fields[family.experts_field()] = json!(config.moe.num_experts);
+    token_ids.write(&mut fields);
     write_family(&mut fields, family, config);
     Ok((family, fields))
 }

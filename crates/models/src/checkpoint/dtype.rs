@@ -102,7 +102,9 @@ fn numbers<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec
 }
 
 fn bytes<const N: usize>(numbers: &[f32], bytes: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
-    numbers.iter().flat_map(|&number| bytes(number)).collect()
+    let mut all = vec![0; N * numbers.len()];
+    all.chunks_exact_mut(N).zip(numbers).for_each(|(chunk, &number)| chunk.copy_from_slice(&bytes(number)));
+    all
 }
 
 impl fmt::Display for WeightDtype {

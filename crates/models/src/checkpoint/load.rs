@@ -12,19 +12,19 @@ use serde_json::{Map, Value};
 
 use super::layout::{Parameter, Piece, parameters};
 use super::shards::Shards;
-use super::{CheckpointError, Family, WeightDtype, config};
+use super::{CheckpointError, Family, HfConfig, TokenIds, WeightDtype, config};
 use crate::lm::{Lm, LmConfig};
 
 /// Name of the configuration in a checkpoint.
 pub(super) const CONFIG_FILE: &str = "config.json";
 
-/// The family and the model that `dir/config.json` describes, without a look at weights.
+/// What `dir/config.json` describes, without a look at weights.
 ///
 /// # Errors
 ///
 /// A file that cannot be read, an unknown field, an unsupported value, a model that contradicts itself.
-pub fn read_config(dir: &Path) -> Result<(Family, LmConfig), CheckpointError> {
-    let path = dir.join(CONFIG_FILE);
+pub fn read_config(dir: impl AsRef<Path>) -> Result<HfConfig, CheckpointError> {
+    let path = dir.as_ref().join(CONFIG_FILE);
     let text = fs::read(&path).map_err(CheckpointError::io("read", &path))?;
     let fields: Map<String, Value> = serde_json::from_slice(&text).map_err(|error| CheckpointError::Json {
         path,
@@ -37,8 +37,7 @@ pub fn read_config(dir: &Path) -> Result<(Family, LmConfig), CheckpointError> {
 /// A checkpoint whose tensors are those that its configuration asks for. Holds its files open, and no weights.
 #[derive(Debug)]
 pub struct HfCheckpoint {
-    family: Family,
-    config: LmConfig,
+    config: HfConfig,
     parameters: Vec<Parameter>,
     shards: Shards,
 }
@@ -52,20 +51,26 @@ impl HfCheckpoint {
     /// missing, is not known, has another shape, or a dtype other than f32, bf16 and f16.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let dir = dir.as_ref();
-        let (family, config) = read_config(dir)?;
-        let checkpoint = Self { parameters: parameters(family, &config), family, config, shards: Shards::open(dir)? };
+        let config = read_config(dir)?;
+        let parameters = parameters(config.family, &config.model);
+        let checkpoint = Self { parameters, config, shards: Shards::open(dir)? };
         checkpoint.check()?;
         Ok(checkpoint)
     }
 
     /// The family it is of.
     pub fn family(&self) -> Family {
-        self.family
+        self.config.family
     }
 
     /// The model it is of.
     pub fn config(&self) -> &LmConfig {
-        &self.config
+        &self.config.model
+    }
+
+    /// Its special tokens.
+    pub fn token_ids(&self) -> &TokenIds {
+        &self.config.token_ids
     }
 
     /// The dtype of its weights; the widest where they differ.
@@ -74,14 +79,15 @@ impl HfCheckpoint {
         dtypes.max_by_key(|dtype| (dtype.size(), *dtype == WeightDtype::F16)).unwrap_or_default()
     }
 
-    /// The same weights for a model of `config`: with other losses, for instance, or a longer `max_seq_len`.
+    /// The same weights for `model`: with other losses, for instance, or a longer `max_seq_len`.
     ///
     /// # Errors
     ///
     /// [`CheckpointError::NoEquivalent`] or an error of a tensor when such a model has other parameters.
-    pub fn with_config(self, config: LmConfig) -> Result<Self, CheckpointError> {
-        config::refuse_inexpressible(&config, self.family)?;
-        let checkpoint = Self { parameters: parameters(self.family, &config), config, ..self };
+    pub fn with_config(self, model: LmConfig) -> Result<Self, CheckpointError> {
+        config::refuse_inexpressible(&model, self.config.family)?;
+        let parameters = parameters(self.config.family, &model);
+        let checkpoint = Self { parameters, config: HfConfig { model, ..self.config }, ..self };
         checkpoint.check()?;
         Ok(checkpoint)
     }
@@ -96,7 +102,7 @@ impl HfCheckpoint {
     pub fn load<B: MoeBackend>(&self, device: &B::Device) -> Result<Lm<B>, CheckpointError> {
         let places = self.parameters.iter().map(|parameter| (parameter.path.as_str(), parameter)).collect();
         let mut fill = Fill { shards: &self.shards, places, path: Vec::new(), device, error: None };
-        let model = self.config.undrawn::<B>(device).map(&mut fill);
+        let model = self.config.model.undrawn::<B>(device).map(&mut fill);
         match fill.error {
             Some(error) => Err(error),
             None => Ok(model),
@@ -163,7 +169,8 @@ impl<B: Backend> ModuleMapper<B> for Fill<'_, B> {
         if self.error.is_some() {
             return param;
         }
-        let parameter = self.places[self.path.join(".").as_str()];
+        let parameter = self.places.get(self.path.join(".").as_str());
+        let parameter = parameter.expect("the layout has every parameter of a model that the families describe");
         match self.values(parameter) {
             Ok(values) => {
                 let data = TensorData::new(values, param.lazy_shape());

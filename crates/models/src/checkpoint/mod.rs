@@ -42,13 +42,16 @@ mod load;
 mod rope;
 mod save;
 mod shards;
+mod token_ids;
 mod weights;
 
 #[cfg(test)]
 mod tests;
 
+pub use config::HfConfig;
 pub use dtype::{UnknownDtype, WeightDtype};
 pub use error::CheckpointError;
 pub use family::{Family, UnknownFamily};
 pub use load::{HfCheckpoint, read_config};
 pub use save::HfExport;
+pub use token_ids::TokenIds;

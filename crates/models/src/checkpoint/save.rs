@@ -15,7 +15,7 @@ use super::layout::{Parameter, parameters};
 use super::load::CONFIG_FILE;
 use super::shards::{INDEX_FILE, SINGLE_FILE};
 use super::weights::{Weights, by_path};
-use super::{CheckpointError, WeightDtype, config};
+use super::{CheckpointError, TokenIds, WeightDtype, config};
 use crate::lm::Lm;
 
 /// Largest shard unless told otherwise, in bytes.
@@ -26,12 +26,18 @@ const MAX_SHARD_BYTES: usize = 5_000_000_000;
 pub struct HfExport {
     dtype: WeightDtype,
     max_shard_bytes: usize,
+    token_ids: TokenIds,
     files: Vec<(String, PathBuf)>,
 }
 
 impl Default for HfExport {
     fn default() -> Self {
-        Self { dtype: WeightDtype::F32, max_shard_bytes: MAX_SHARD_BYTES, files: Vec::new() }
+        Self {
+            dtype: WeightDtype::F32,
+            max_shard_bytes: MAX_SHARD_BYTES,
+            token_ids: TokenIds::default(),
+            files: Vec::new(),
+        }
     }
 }
 
@@ -49,6 +55,11 @@ impl HfExport {
     /// In shards of at most so many bytes of weights, but at least one tensor each.
     pub fn with_max_shard_bytes(self, max_shard_bytes: usize) -> Self {
         Self { max_shard_bytes, ..self }
+    }
+
+    /// With these special tokens; without any unless told.
+    pub fn with_token_ids(self, token_ids: TokenIds) -> Self {
+        Self { token_ids, ..self }
     }
 
     /// With a copy of the file `source`, called `name`: a tokenizer, for instance.
@@ -70,7 +81,7 @@ impl HfExport {
     /// A model that no family describes, a number that the dtype cannot hold, a directory in use, a write that fails.
     pub fn save<B: MoeBackend>(&self, model: &Lm<B>, dir: impl AsRef<Path>) -> Result<(), CheckpointError> {
         let dir = dir.as_ref();
-        let (family, config) = config::write(model.config(), self.dtype)?;
+        let (family, config) = config::write(model.config(), &self.token_ids, self.dtype)?;
         refuse_used(dir)?;
         let temporary = hidden_sibling(dir)?;
         remove(&temporary)?;

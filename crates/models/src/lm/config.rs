@@ -287,6 +287,14 @@ mod tests {
     }
 
     #[test]
+    fn a_config_from_before_scaled_positions_is_one_without_them() {
+        let json = burn::config::config_to_json(&LmConfig::tiny());
+        let mut tree: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        tree.as_object_mut().expect("a table").remove("rope_scaling").expect("it was written");
+        assert_eq!(serde_json::from_value::<LmConfig>(tree).expect("the field is optional"), LmConfig::tiny());
+    }
+
+    #[test]
     fn default_experts_have_the_active_width_of_a_dense_block() {
         let config = LmConfig::new(256, 64, 2, 4, 96, 32);
         assert_eq!(config.moe.top_k * config.moe.d_hidden, config.d_hidden);

@@ -3,7 +3,7 @@
 use moe_layers::BalanceConvention;
 use moe_models::checkpoint::{Family, HfExport};
 
-use super::{TOKENIZER_FILE, load_model, say};
+use super::{TOKENIZER_FILE, hugging_face, load_model, say};
 use crate::{
     backend,
     cli::ExportArgs,
@@ -17,6 +17,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<(), Error> {
     let device = backend::open(args.device, Dtype::F32)?;
     let (model, state) = load_model(&checkpoints, &config, args.checkpoint.into(), &device)?;
     let mut export = HfExport::new().with_dtype(args.dtype).with_max_shard_bytes(args.max_shard_bytes);
+    export = export.with_token_ids(hugging_face::token_ids(&args.run)?);
     let tokenizer = args.run.join(TOKENIZER_FILE);
     if tokenizer.is_file() {
         export = export.with_file(TOKENIZER_FILE, &tokenizer);

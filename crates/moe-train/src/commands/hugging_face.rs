@@ -1,8 +1,11 @@
 //! What the commands have in common that read a checkpoint of `transformers`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use moe_models::checkpoint::{HfCheckpoint, read_config};
+use moe_models::checkpoint::{HfCheckpoint, TokenIds, read_config};
 use moe_models::lm::{Lm, LmConfig};
 
 use super::TOKENIZER_FILE;
@@ -13,6 +16,9 @@ use crate::{
     error::Error,
     overrides::Overrides,
 };
+
+/// Name of the special tokens of a run that started from a checkpoint.
+const TOKEN_IDS_FILE: &str = "token_ids.json";
 
 /// Settings of the model that do not change what its weights compute.
 const FREE: [&str; 4] = ["balance", "balance_coef", "z_coef", "max_seq_len"];
@@ -32,7 +38,7 @@ pub(super) fn load(dir: &Path, device: &Device) -> Result<(Lm<Plain>, Vocab), Er
 ///
 /// A change that contradicts the checkpoint; a checkpoint whose configuration cannot be read; a vocabulary that is not known.
 pub(super) fn settings(base: &TrainConfig, overrides: &Overrides, dir: &Path) -> Result<TrainConfig, Error> {
-    let (_, model) = read_config(dir)?;
+    let model = read_config(dir)?.model;
     let mut config = TrainConfig::resolve_on(&TrainConfig { model: model.clone(), ..base.clone() }, overrides)?;
     if let Some(key) = contradiction(&model, &config.model) {
         let reason = format!("the checkpoint in {} has another value; leave the setting out", dir.display());
@@ -43,16 +49,41 @@ pub(super) fn settings(base: &TrainConfig, overrides: &Overrides, dir: &Path) ->
     Ok(config)
 }
 
+/// Copies the special tokens of the checkpoint in `start` into the run, for [`token_ids`] of its export.
+pub(super) fn keep_token_ids(start: &Path, run: &Path) -> Result<(), Error> {
+    let path = run.join(TOKEN_IDS_FILE);
+    let text = serde_json::to_vec_pretty(&read_config(start)?.token_ids).expect("plain data");
+    fs::write(&path, text).map_err(Error::io(format!("cannot write `{}`", path.display())))
+}
+
+/// The special tokens of a run that started from a checkpoint; none of another.
+pub(super) fn token_ids(run: &Path) -> Result<TokenIds, Error> {
+    let path = run.join(TOKEN_IDS_FILE);
+    let context = format!("cannot read `{}`", path.display());
+    match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(TokenIds::default()),
+        Err(error) => Err(Error::io(context)(error)),
+        Ok(text) => serde_json::from_slice(&text).map_err(|error| Error::io(context)(error.into())),
+    }
+}
+
 /// The file with the vocabulary of the checkpoint: its own, or `chosen` where it has none; `None` for bytes.
 fn tokenizer(dir: &Path, model: &LmConfig, chosen: Option<PathBuf>) -> Result<Option<PathBuf>, Error> {
     let own = dir.join(TOKENIZER_FILE);
     match (own.is_file(), chosen) {
         (true, None) => Ok(Some(own)),
+        // The settings of an earlier run name it.
+        (true, Some(chosen)) if same(&own, &chosen) => Ok(Some(own)),
         (true, Some(_)) => Err(Error::TwoTokenizers { own }),
         (false, Some(chosen)) => Ok(Some(chosen)),
         (false, None) if model.vocab_size == BYTES => Ok(None),
         (false, None) => Err(Error::NoTokenizer { dir: dir.into(), vocab_size: model.vocab_size }),
     }
+}
+
+/// Whether both paths lead to one file.
+fn same(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The first setting in which two models differ that share their weights.

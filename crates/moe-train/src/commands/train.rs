@@ -56,6 +56,9 @@ impl Job {
         let run = Run::create(&dir, &config)?;
         run.write_context(&text.context)?;
         keep_tokenizer(&config, run.dir())?;
+        if let Some(start) = &config.train.init_from {
+            hugging_face::keep_token_ids(start, run.dir())?;
+        }
         let job = Self { config, device, text, run };
         job.announce(args.device)?;
         Ok(job)

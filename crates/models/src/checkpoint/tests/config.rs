@@ -11,7 +11,7 @@ fn fields(value: Value) -> Map<String, Value> {
 }
 
 fn parse(value: Value) -> Result<LmConfig, CheckpointError> {
-    read(fields(value)).map(|(_, config)| config)
+    read(fields(value)).map(|config| config.model)
 }
 
 /// A configuration of `family` with one more field.
@@ -80,7 +80,8 @@ fn what_was_written_reads_the_same() {
                 // Without a dense layer its width does not matter.
                 config.d_hidden = config.moe.d_hidden;
             }
-            let (found, written) = write(&config, WeightDtype::Bf16).expect("it has an equivalent");
+            let (found, written) =
+                write(&config, &TokenIds::default(), WeightDtype::Bf16).expect("it has an equivalent");
             assert_eq!(found, family);
             assert_eq!(parse(written).expect("it was just written"), config);
         }
@@ -228,13 +229,29 @@ fn a_model_that_no_family_describes_is_refused_with_the_setting() {
         (olmoe().with_moe_layers(MoeLayers::AllButFirst), "moe_layers"),
         (gates, "moe.normalize_gates"),
     ] {
-        let refused = write(&config, WeightDtype::F32).expect_err(setting);
+        let refused = write(&config, &TokenIds::default(), WeightDtype::F32).expect_err(setting);
         assert!(matches!(refused, CheckpointError::NoEquivalent { .. }) && refused.to_string().contains(setting));
     }
 }
 
 #[test]
 fn another_balance_loss_is_not_given_the_weight_of_that_of_transformers() {
-    let (_, written) = write(&small(Family::Olmoe), WeightDtype::F32).expect("it has an equivalent");
+    let (_, written) =
+        write(&small(Family::Olmoe), &TokenIds::default(), WeightDtype::F32).expect("it has an equivalent");
     assert_eq!(written["router_aux_loss_coef"], json!(0.0));
+}
+
+#[test]
+fn special_tokens_pass_and_missing_ones_are_those_of_the_family() {
+    let ids = |value: Value| read(fields(value)).expect("a model").token_ids;
+    assert_eq!(ids(json!({"model_type": "mixtral"})), TokenIds { bos: Some(1), eos: vec![2], pad: None });
+    let several = json!({"model_type": "qwen3_moe", "eos_token_id": [3, 4], "pad_token_id": 5, "bos_token_id": null});
+    assert_eq!(ids(several), TokenIds { bos: None, eos: vec![3, 4], pad: Some(5) });
+    for eos in [vec![], vec![7], vec![8, 9]] {
+        let token_ids = TokenIds { bos: Some(6), eos, pad: None };
+        let (_, written) = write(&small(Family::Olmoe), &token_ids, WeightDtype::F32).expect("it has an equivalent");
+        assert_eq!(ids(written), token_ids);
+    }
+    let refused = with(Family::Mixtral, "eos_token_id", json!("end")).expect_err("a text is no token");
+    assert!(refused.to_string().contains("`eos_token_id`"));
 }

@@ -100,7 +100,7 @@ fn a_file_that_is_cut_short_or_no_safetensors_is_damaged() {
     let bytes = fs::read(&path).expect("readable");
     let longer = [bytes.clone(), vec![0]].concat();
     let no_header = [&u64::MAX.to_le_bytes(), &bytes[8..]].concat();
-    let no_json = [&bytes[..8], &[b'x'], &bytes[9..]].concat();
+    let no_json = [&bytes[..8], b"x", &bytes[9..]].concat();
     let cut = [0, 7, 8, 100, bytes.len() - 1].map(|len| bytes[..len].to_vec());
     for broken in cut.into_iter().chain([longer, no_header, no_json]) {
         fs::write(&path, &broken).expect("writable");
