@@ -1,5 +1,7 @@
 //! Routers with noise. A program of one test: the random generator of a device is that of the whole process.
 
+#![cfg(feature = "flex")]
+
 use burn::module::Param;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;

@@ -41,6 +41,13 @@ fn assert_close(found: &TensorData, expected: &TensorData) {
 const RULES: [UpdateRule; 3] = [UpdateRule::Mean, UpdateRule::Weighted, UpdateRule::WeightedByCount];
 
 #[test]
+#[should_panic(expected = "default vectors have no meaning with expert choice")]
+fn a_router_by_which_no_token_chooses_panics() {
+    let moe = MoeConfig::new(4, 6, 3, 1).with_router(moe_layers::RouterRule::ExpertChoice);
+    DefaultMoeConfig::new(moe).init::<burn::backend::Flex>(&Default::default());
+}
+
+#[test]
 fn a_second_pass_over_a_batch_finds_out_the_same_and_moves_nothing() {
     let mut layer = layer::<AD>(UpdateRule::Weighted);
     let batch = tokens(20);

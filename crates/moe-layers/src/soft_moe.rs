@@ -171,6 +171,12 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "slots_per_expert must be at least 1")]
+    fn no_slot_panics() {
+        layer(0);
+    }
+
+    #[test]
     #[should_panic(expected = "must have D = 6")]
     fn tokens_of_another_width_panic() {
         layer(1).forward(Tensor::ones([1, 2, 5], &Default::default()));

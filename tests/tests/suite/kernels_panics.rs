@@ -3,8 +3,8 @@
 use burn::backend::Flex;
 use burn::tensor::{DType, Int, Tensor};
 use moe_kernels::{
-    Activation, ExpertPlan, FfnWeights, combine_rows, dispatch_rows, expert_ffn, grouped_matmul,
-    grouped_matmul_transposed, grouped_outer, rotary, swiglu, top_k,
+    Activation, ExpertPlan, FfnWeights, chosen, combine_rows, dispatch_rows, expert_ffn, grouped_matmul,
+    grouped_matmul_transposed, grouped_outer, rotary, swiglu, top_k, unchosen,
 };
 
 fn plan() -> ExpertPlan<Flex> {
@@ -19,6 +19,24 @@ fn ones<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
 #[should_panic(expected = "expert index 3 is not below num_experts = 3")]
 fn an_expert_out_of_range_panics() {
     ExpertPlan::<Flex>::new(Tensor::from_data([[0, 3]], &Default::default()), 3);
+}
+
+#[test]
+#[should_panic(expected = "expert index 4 is not below num_experts = 4")]
+fn an_expert_beyond_nobody_panics() {
+    ExpertPlan::<Flex>::partial(Tensor::from_data([[3, 4]], &Default::default()), 3);
+}
+
+#[test]
+#[should_panic(expected = "chosen: scores [T, E] and indices [T, K] disagree on T")]
+fn choosing_for_another_number_of_tokens_panics() {
+    chosen(ones([3, 4]), Tensor::zeros([2, 1], &Default::default()));
+}
+
+#[test]
+#[should_panic(expected = "unchosen: scores [T, E] and indices [T, K] disagree on T")]
+fn leaving_out_for_another_number_of_tokens_panics() {
+    unchosen(ones([3, 4]), Tensor::zeros([2, 1], &Default::default()));
 }
 
 #[test]

@@ -34,3 +34,16 @@ impl<B: Backend> Lm<B> {
         routers.into_iter().zip(loads).for_each(|(router, load)| router.absorb(load));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+
+    use crate::lm::LmConfig;
+
+    #[test]
+    #[should_panic(expected = "one load for each layer with experts")]
+    fn loads_of_other_layers_panic() {
+        LmConfig::new(8, 8, 2, 2, 8, 8).init::<Flex>(&Default::default()).absorb_loads(&[]);
+    }
+}

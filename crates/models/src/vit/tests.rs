@@ -199,6 +199,19 @@ fn a_missing_label_panics() {
 }
 
 #[test]
+#[should_panic(expected = "one load for each layer with routed experts")]
+fn loads_of_other_layers_panic() {
+    model::<Flex>(&small()).absorb_loads(&[]);
+}
+
+#[test]
+#[should_panic(expected = "one update for each layer with default vectors")]
+fn updates_of_other_layers_panic() {
+    let config = small().with_moe(experts(RouterKind::Default));
+    model::<Flex>(&config).absorb(&[]);
+}
+
+#[test]
 #[should_panic(expected = "not a model: patch_size = 3")]
 fn a_contradiction_panics() {
     VitConfig::new(8, 3, 3, 12, 2, 3, 20).init::<Flex>(&Default::default());

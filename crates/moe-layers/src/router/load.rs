@@ -89,6 +89,12 @@ pub(super) mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "at least one number")]
+    fn an_empty_vector_panics() {
+        let _ = ExpertLoad::<Flex>::from_vector(Tensor::from_data(TensorData::from([0f32; 0]), &Default::default()));
+    }
+
+    #[test]
     #[should_panic(expected = "as many experts")]
     fn loads_of_different_layers_do_not_merge() {
         let _ = load(&[1.0], 1.0).merge(load(&[1.0, 2.0], 1.0));

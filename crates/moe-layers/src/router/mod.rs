@@ -32,6 +32,9 @@ mod sigmoid;
 mod sinkhorn;
 mod top_k;
 
+#[cfg(test)]
+mod tests;
+
 pub use expert_choice::ExpertChoiceRouter;
 pub use hash::{HashOptions, HashRouter};
 pub use load::ExpertLoad;

@@ -1,0 +1,126 @@
+//! What routers of all kinds refuse.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use burn::backend::Flex;
+use burn::tensor::{Int, Tensor, TensorData};
+
+use super::load::tests::load;
+use super::*;
+use crate::{MoeConfig, sequence_balance_loss};
+
+fn config(rule: RouterRule) -> RouterConfig {
+    RouterConfig::new(8, 4, 2).with_rule(rule)
+}
+
+fn router(rule: RouterRule) -> Router<Flex> {
+    config(rule).init(&Default::default())
+}
+
+fn hash() -> RouterRule {
+    RouterRule::Hash(HashOptions { vocab_size: 5, seed: 0 })
+}
+
+fn tokens(count: usize, width: usize) -> Tensor<Flex, 2> {
+    Tensor::ones([count, width], &Default::default())
+}
+
+/// A panic for every rule that looks at tokens, each with the name of its router.
+#[test]
+fn tokens_of_another_width_panic() {
+    let rules = [
+        (RouterRule::TopK, "TopKRouter"),
+        (RouterRule::NoisyTopK(NoisyTopKOptions::new()), "NoisyTopKRouter"),
+        (RouterRule::Sigmoid(SigmoidOptions::new()), "SigmoidRouter"),
+        (RouterRule::Sinkhorn(SinkhornOptions::new()), "SinkhornRouter"),
+        (RouterRule::Relu(ReluOptions::new()), "ReluRouter"),
+        (RouterRule::ExpertChoice, "ExpertChoiceRouter"),
+    ];
+    for (rule, name) in rules {
+        let forward = AssertUnwindSafe(|| router(rule).forward(tokens(3, 6)));
+        let panic = catch_unwind(forward).expect_err("the width is wrong");
+        let message = panic.downcast_ref::<String>().expect("a panic with a message");
+        assert_eq!(*message, expected_message(name));
+    }
+}
+
+fn expected_message(name: &str) -> String {
+    format!("assertion `left == right` failed: {name}: tokens [T, D] must have D = 8, got 6\n  left: 6\n right: 8")
+}
+
+#[test]
+#[should_panic(expected = "top_k = 5 must be in 1..=4")]
+fn more_experts_per_token_than_experts_panics() {
+    RouterConfig::new(8, 4, 5).with_rule(RouterRule::ExpertChoice).init::<Flex>(&Default::default());
+}
+
+#[test]
+#[should_panic(expected = "iterations must be at least 1")]
+fn no_iteration_panics() {
+    router(RouterRule::Sinkhorn(SinkhornOptions::new().with_iterations(0)));
+}
+
+#[test]
+#[should_panic(expected = "a hash router needs the ids of the tokens")]
+fn a_hash_router_without_ids_panics() {
+    router(hash()).forward(tokens(3, 8));
+}
+
+#[test]
+#[should_panic]
+fn an_id_outside_the_vocabulary_panics() {
+    let ids = Tensor::<Flex, 1, Int>::from_data(TensorData::from([5i64]), &Default::default());
+    router(hash()).forward_ids(tokens(1, 8), ids);
+}
+
+#[test]
+#[should_panic(expected = "default vectors have no meaning with a ReLU router")]
+fn gates_of_unchosen_experts_panic_where_they_are_zero() {
+    let router = router(RouterRule::Relu(ReluOptions::new()));
+    router.gates_of_unchosen(&router.forward(tokens(3, 8)));
+}
+
+#[test]
+#[should_panic(expected = "the load must be of as many experts")]
+fn a_load_of_another_layer_panics() {
+    router(RouterRule::Sigmoid(SigmoidOptions::new())).absorb(&load(&[1.0, 2.0], 3.0));
+}
+
+#[test]
+#[should_panic(expected = "7 tokens are not 2 sequences of one length")]
+fn a_torn_sequence_panics() {
+    sequence_balance_loss(&router(RouterRule::TopK).forward(tokens(7, 8)), 2);
+}
+
+#[test]
+#[should_panic(expected = "tokens must have K experts each")]
+fn a_balance_of_sequences_panics_where_experts_choose() {
+    sequence_balance_loss(&router(RouterRule::ExpertChoice).forward(tokens(6, 8)), 2);
+}
+
+#[test]
+#[should_panic(expected = "this router does not give")]
+fn a_layer_with_a_balance_of_sequences_panics_where_experts_choose() {
+    let config = MoeConfig::new(8, 4, 4, 2).with_balance(crate::BalanceConvention::Sequence);
+    config.with_router(RouterRule::ExpertChoice).init::<Flex>(&Default::default());
+}
+
+#[test]
+#[should_panic(expected = "needs a router with noise")]
+fn a_load_loss_without_noise_panics() {
+    MoeConfig::new(8, 4, 4, 2).with_load_coef(0.1).init::<Flex>(&Default::default());
+}
+
+/// Two sequences of two tokens by hand: each has `2 * (f P)` summed over two experts.
+#[test]
+fn the_balance_of_sequences_matches_a_computation_by_hand() {
+    const TOLERANCE: f32 = 1e-6;
+    let device = Default::default();
+    let probs = Tensor::<Flex, 2>::from_data([[0.9, 0.1], [0.7, 0.3], [0.6, 0.4], [0.2, 0.8]], &device);
+    let (gates, experts) = moe_kernels::top_k(probs.clone(), 1);
+    let routing = Routing::new(probs.zeros_like(), probs, gates, experts);
+    // f = (1, 0), P = (0.8, 0.2); f = (0.5, 0.5), P = (0.4, 0.6).
+    let expected = (2.0 * 0.8 + 2.0 * 0.5) / 2.0;
+    let found = sequence_balance_loss(&routing, 2).into_scalar();
+    assert!((found - expected).abs() < TOLERANCE, "{found} instead of {expected}");
+}
