@@ -8,7 +8,7 @@ use moe_kernels::MoeBackend;
 use moe_layers::{DenseFeedForward, DenseFeedForwardConfig, Moe, MoeOutput};
 
 use super::attention::Positions;
-use super::{LmConfig, MoeLayerOutput};
+use super::{LmConfig, LmMoeConfig, MoeLayerOutput};
 
 /// Exactly one of `dense` and `moe` is there; as fields rather than an enum they give parameters readable paths.
 #[derive(Module, Debug)]
@@ -28,13 +28,14 @@ impl<B: MoeBackend> FeedForward<B> {
         if !config.is_moe_layer(layer) {
             return Self { dense: Some(init_dense(config, device)), moe: None, default_vectors: None };
         }
-        let moe = &config.moe;
-        let vectors = || moe.default.init(moe.num_experts, config.d_model, device);
-        Self {
-            dense: None,
-            moe: Some(init_moe(config, device)),
-            default_vectors: moe.has_default_vectors().then(vectors),
-        }
+        Self::with_experts(config, init_moe(config, device), device)
+    }
+
+    /// The block of a layer with the experts of `moe`.
+    pub(super) fn with_experts(config: &LmConfig, moe: Moe<B>, device: &B::Device) -> Self {
+        let LmMoeConfig { num_experts, default, .. } = &config.moe;
+        let vectors = || default.init(*num_experts, config.d_model, device);
+        Self { dense: None, moe: Some(moe), default_vectors: config.moe.has_default_vectors().then(vectors) }
     }
 
     /// # Shapes

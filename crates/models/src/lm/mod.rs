@@ -26,6 +26,7 @@ mod norm;
 mod placement;
 mod presets;
 mod rotary;
+mod upcycle;
 mod validate;
 
 #[cfg(test)]
@@ -41,4 +42,5 @@ pub use model::Lm;
 pub use norm::Norm;
 pub use placement::{MoeLayers, ParseMoeLayersError};
 pub use rotary::Rotary;
+pub use upcycle::UpcycleError;
 pub use validate::LmConfigError;
