@@ -68,12 +68,17 @@ pub fn upcycle<B: MoeBackend>(
     let w_in = repeat(split_columns(dense.w_in.val(), config.activation.columns(1), segments), repetitions);
     let w_out = repeat(split_rows(dense.w_out.val(), segments), repetitions) * scale;
     let (w_in, w_out) = changed(w_in, w_out, config, method);
-    moe.experts.w_in = Param::from_tensor(w_in);
-    moe.experts.w_out = Param::from_tensor(w_out);
+    moe.experts.w_in = parameter(w_in);
+    moe.experts.w_out = parameter(w_out);
     if let Some(weight) = moe.router.weight_mut().filter(|_| segments > 1) {
-        *weight = Param::from_tensor(share_columns(weight.val(), segments));
+        *weight = parameter(share_columns(weight.val(), segments));
     }
     moe
+}
+
+/// A parameter of its own, without the history of the tensors that it was made of.
+fn parameter<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Param<Tensor<B, D>> {
+    Param::from_tensor(tensor.detach())
 }
 
 /// What the gates of a token sum to under a router that knows nothing yet.
@@ -219,7 +224,7 @@ fn random_units<B: MoeBackend>(experts: usize, units: usize, count: usize, devic
 
 #[cfg(test)]
 mod tests {
-    use burn::backend::Flex;
+    use burn::backend::{Autodiff, Flex};
     use burn::tensor::Tolerance;
 
     use super::*;
@@ -295,6 +300,21 @@ mod tests {
     fn segments_under_a_hash_router_panic() {
         let config = config(6, 4, 2).with_router(RouterRule::Hash(HashOptions::new().with_vocab_size(17)));
         upcycle(&dense(Activation::SwiGlu), &config, Upcycling::Copy, &Default::default());
+    }
+
+    #[test]
+    fn experts_of_a_network_that_was_trained_can_be_trained() {
+        type Training = Autodiff<Flex>;
+        let device = Default::default();
+        let dense = DenseFeedForwardConfig::new(6, 12).init::<Training>(&device);
+        for (d_hidden, method) in [(12, Upcycling::Copy), (6, Upcycling::Noise(0.1)), (4, Upcycling::Drop(0.5))] {
+            let moe = upcycle(&dense, &config(d_hidden, 6, 6), method, &device);
+            let grads = moe.forward(Tensor::from_inner(tokens())).output.square().sum().backward();
+            let router = moe.router.weight().expect("top-k has one");
+            assert!(moe.experts.w_in.grad(&grads).is_some() && moe.experts.w_out.grad(&grads).is_some());
+            assert!(router.grad(&grads).is_some());
+            assert!(dense.w_in.grad(&grads).is_none(), "the dense network stays out of it");
+        }
     }
 
     #[test]
