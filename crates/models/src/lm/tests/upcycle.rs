@@ -81,7 +81,8 @@ fn the_dtype_of_activations_goes_on() {
 
 #[test]
 fn a_field_that_is_not_about_experts_is_named_with_both_values() {
-    let changes: [(&str, fn(&mut LmConfig)); 14] = [
+    type Change = fn(&mut LmConfig);
+    let changes: [(&str, Change); 14] = [
         ("vocab_size", |c| c.vocab_size = 14),
         ("d_model", |c| c.d_model = 32),
         ("num_layers", |c| c.num_layers = 3),
