@@ -51,6 +51,7 @@
 //! | [`load_balance_loss`], [`router_z_loss`], [`importance_loss`], [`load_loss`] | auxiliary losses, each naming its convention |
 //! | [`upcycle`] | a dense feed-forward network becomes a layer of experts |
 //! | [`RoutingStats`] | counts, load ratio, idle experts, entropies, gate mass |
+//! | `metrics`, a feature | some of them as metrics of burn's `Learner`, with its dashboard |
 //!
 //! # Data types
 //!
@@ -62,6 +63,8 @@
 pub mod dispatch;
 mod experts;
 mod loss;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 mod moe;
 pub mod router;
 mod routing;

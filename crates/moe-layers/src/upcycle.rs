@@ -16,7 +16,8 @@
 //! # What the layer computes at the start
 //!
 //! With `normalize_gates` exactly what the dense network does, since the gates of a token sum to 1. Otherwise the second matrices are
-//! multiplied by `E / K`, the reciprocal of what `K` gates sum to when the router knows nothing yet: about the same function.
+//! multiplied by the reciprocal of what `K` gates sum to when the router knows nothing yet (`E / K` after a softmax): about the same
+//! function.
 //!
 //! Experts narrower than the network are **granular** ([He et al., 2024](https://arxiv.org/abs/2410.07524), section 3.3): its hidden units are cut
 //! into `G = F / d_hidden` segments, one expert for each, and all of them are repeated `E / G` times. The `G` experts of a repetition have
@@ -32,7 +33,7 @@ use burn::tensor::{Distribution, Tensor};
 use moe_kernels::{MoeBackend, top_k, unchosen};
 use serde::{Deserialize, Serialize};
 
-use crate::{DenseFeedForward, Moe, MoeConfig};
+use crate::{DenseFeedForward, Moe, MoeConfig, RouterRule};
 
 /// What an expert has of the dense network.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq)]
@@ -53,58 +54,100 @@ pub enum Upcycling {
 ///
 /// # Panics
 ///
-/// Panics as [`MoeConfig::init`] does; when `config` has another `d_model` or activation than `dense`, shared experts, or a rule without
-/// `K` experts for every token; unless `G = F / d_hidden` is a whole number that divides `num_experts` and `top_k`; and when noise or share
-/// are out of range.
+/// Panics as [`MoeConfig::init`] does, and with the message of [`segments`] when that returns an error.
 pub fn upcycle<B: MoeBackend>(
     dense: &DenseFeedForward<B>,
     config: &MoeConfig,
     method: Upcycling,
     device: &B::Device,
 ) -> Moe<B> {
-    let segments = check(dense, config, method);
+    let segments = segments(dense, config, method).unwrap_or_else(|error| panic!("upcycle: {error}"));
     let mut moe: Moe<B> = config.init(device);
-    let scale = match config.normalize_gates {
-        true => segments as f64,
-        false => config.num_experts as f64 / config.top_k as f64 * segments as f64,
-    };
+    let scale = segments as f64 / undecided_gates(config);
     let repetitions = config.num_experts / segments;
     let w_in = repeat(split_columns(dense.w_in.val(), config.activation.columns(1), segments), repetitions);
     let w_out = repeat(split_rows(dense.w_out.val(), segments), repetitions) * scale;
     let (w_in, w_out) = changed(w_in, w_out, config, method);
-    moe.experts.w_in = Param::from_tensor(w_in);
-    moe.experts.w_out = Param::from_tensor(w_out);
+    moe.experts.w_in = parameter(w_in);
+    moe.experts.w_out = parameter(w_out);
     if let Some(weight) = moe.router.weight_mut().filter(|_| segments > 1) {
-        *weight = Param::from_tensor(share_columns(weight.val(), segments));
+        *weight = parameter(share_columns(weight.val(), segments));
     }
     moe
 }
 
-/// Checks all of it and returns `G`.
-fn check<B: Backend>(dense: &DenseFeedForward<B>, config: &MoeConfig, method: Upcycling) -> usize {
-    let ([d, _], [f, _]) = (dense.w_in.dims(), dense.w_out.dims());
-    let MoeConfig { d_model, d_hidden, num_experts, top_k, .. } = *config;
-    assert_eq!(d_model, d, "upcycle: the dense network is of another d_model");
-    assert_eq!(config.activation, dense.activation(), "upcycle: the dense network has another activation");
-    assert_eq!(config.shared_d_hidden, 0, "upcycle: shared experts would change the function; add them afterwards");
-    assert!(config.router.chooses_k(), "upcycle: every token must have K experts, which this router does not give");
-    let whole = d_hidden > 0 && f.is_multiple_of(d_hidden);
-    assert!(whole, "upcycle: d_hidden = {d_hidden} must divide the dense network's, {f}");
-    let segments = f / d_hidden;
-    assert!(
-        num_experts.is_multiple_of(segments) && top_k.is_multiple_of(segments),
-        "upcycle: {segments} experts make up the dense network, so num_experts = {num_experts} and top_k = {top_k} must be multiples"
-    );
-    match method {
-        Upcycling::Noise(std) => {
-            assert!(std.is_finite() && std >= 0.0, "upcycle: the noise is {std}; it is at least 0")
-        }
-        Upcycling::Drop(share) => {
-            assert!((0.0..=1.0).contains(&share), "upcycle: the share is {share}; it is in 0..=1")
-        }
-        Upcycling::Copy => {}
+/// A parameter of its own, without the history of the tensors that it was made of.
+fn parameter<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Param<Tensor<B, D>> {
+    Param::from_tensor(tensor.detach())
+}
+
+/// What the gates of a token sum to under a router that knows nothing yet.
+fn undecided_gates(config: &MoeConfig) -> f64 {
+    let (experts, chosen) = (config.num_experts as f64, config.top_k as f64);
+    match &config.router {
+        RouterRule::Hash(_) => 1.0,
+        RouterRule::Sigmoid(options) if config.normalize_gates => options.scale,
+        RouterRule::Sigmoid(options) => options.scale * chosen / 2.0,
+        _ if config.normalize_gates => 1.0,
+        _ => chosen / experts,
     }
-    segments
+}
+
+/// The number `G` of experts that make up `dense` together: 1 if each is as wide.
+///
+/// # Errors
+///
+/// Says why [`upcycle`] cannot be: `config` has another `d_model` or activation than `dense`, shared experts, or a rule without `K` experts
+/// for every token; `F / d_hidden` is not a whole number that divides `num_experts` and `top_k`, or is above 1 under a hash router, which does
+/// not choose whole repetitions; noise or share are out of range.
+pub fn segments<B: Backend>(
+    dense: &DenseFeedForward<B>,
+    config: &MoeConfig,
+    method: Upcycling,
+) -> Result<usize, String> {
+    let ([d, _], [f, _]) = (dense.w_in.dims(), dense.w_out.dims());
+    check_kind(dense, config)?;
+    check_method(method)?;
+    let MoeConfig { d_model, d_hidden, num_experts, top_k, .. } = *config;
+    if d_model != d {
+        return Err(format!("d_model = {d_model} must be the dense network's, {d}"));
+    }
+    if d_hidden == 0 || !f.is_multiple_of(d_hidden) {
+        return Err(format!("d_hidden = {d_hidden} must divide the dense network's, {f}"));
+    }
+    let segments = f / d_hidden;
+    if !num_experts.is_multiple_of(segments) || !top_k.is_multiple_of(segments) {
+        return Err(format!(
+            "{segments} experts make up the dense network, so num_experts = {num_experts} and top_k = {top_k} must be multiples"
+        ));
+    }
+    if segments > 1 && matches!(config.router, RouterRule::Hash(_)) {
+        return Err(format!("a hash router does not choose {segments} experts together; let d_hidden be {f}"));
+    }
+    Ok(segments)
+}
+
+fn check_kind<B: Backend>(dense: &DenseFeedForward<B>, config: &MoeConfig) -> Result<(), String> {
+    if config.activation != dense.activation() {
+        return Err("the dense network has another activation".into());
+    }
+    if config.shared_d_hidden != 0 {
+        return Err("shared experts would change the function; add them afterwards".into());
+    }
+    match config.router.chooses_k() {
+        true => Ok(()),
+        false => Err("every token must have K experts, which this router does not give".into()),
+    }
+}
+
+fn check_method(method: Upcycling) -> Result<(), String> {
+    match method {
+        Upcycling::Noise(std) if !(std.is_finite() && std >= 0.0) => {
+            Err(format!("the noise is {std}; it is a number, 0 or above"))
+        }
+        Upcycling::Drop(share) if !(0.0..=1.0).contains(&share) => Err(format!("the share is {share}; it is in 0..=1")),
+        _ => Ok(()),
+    }
 }
 
 /// `[D, parts F]` to `[G, D, parts F / G]`: segment `g` of each of the `parts` (gate and up projection) side by side.
@@ -181,11 +224,12 @@ fn random_units<B: MoeBackend>(experts: usize, units: usize, count: usize, devic
 
 #[cfg(test)]
 mod tests {
-    use burn::backend::Flex;
+    use burn::backend::{Autodiff, Flex};
     use burn::tensor::Tolerance;
 
     use super::*;
-    use crate::{Activation, DenseFeedForwardConfig, RouterRule};
+    use crate::router::{HashOptions, SigmoidOptions};
+    use crate::{Activation, DenseFeedForwardConfig};
 
     /// Relative and absolute, f32: sums of other lengths.
     const TOLERANCE: f32 = 2e-5;
@@ -227,15 +271,50 @@ mod tests {
     }
 
     #[test]
-    fn without_normalisation_an_undecided_router_gives_the_dense_function() {
-        let (dense, config) = (dense(Activation::SwiGlu), config(6, 8, 4).with_normalize_gates(false));
-        let mut moe = upcycle(&dense, &config, Upcycling::Copy, &Default::default());
-        let weight = moe.router.weight_mut().expect("top-k has one");
-        *weight = Param::from_tensor(weight.val().zeros_like());
+    fn an_undecided_router_gives_the_dense_function_under_every_rule() {
+        let sigmoid = || RouterRule::Sigmoid(SigmoidOptions::new().with_scale(2.5));
+        let hash = RouterRule::Hash(HashOptions::new().with_vocab_size(17));
+        for (d_hidden, rule) in [(6, RouterRule::TopK), (6, sigmoid()), (12, hash)] {
+            let config = config(d_hidden, 8, 4).with_router(rule);
+            for normalize in [true, false] {
+                assert_same_function_undecided(&config.clone().with_normalize_gates(normalize));
+            }
+        }
+    }
+
+    fn assert_same_function_undecided(config: &MoeConfig) {
+        let dense = dense(config.activation);
+        let mut moe = upcycle(&dense, config, Upcycling::Copy, &Default::default());
+        if let Some(weight) = moe.router.weight_mut() {
+            *weight = Param::from_tensor(weight.val().zeros_like());
+        }
         let tokens = tokens();
-        let found = moe.forward(tokens.clone()).output.into_data();
+        let ids = Tensor::arange(0..17, &Default::default());
+        let found = moe.forward_ids(tokens.clone(), ids).output.into_data();
         let expected = dense.forward(tokens).into_data();
         found.assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(TOLERANCE, TOLERANCE));
+    }
+
+    #[test]
+    #[should_panic(expected = "a hash router does not choose 2 experts together")]
+    fn segments_under_a_hash_router_panic() {
+        let config = config(6, 4, 2).with_router(RouterRule::Hash(HashOptions::new().with_vocab_size(17)));
+        upcycle(&dense(Activation::SwiGlu), &config, Upcycling::Copy, &Default::default());
+    }
+
+    #[test]
+    fn experts_of_a_network_that_was_trained_can_be_trained() {
+        type Training = Autodiff<Flex>;
+        let device = Default::default();
+        let dense = DenseFeedForwardConfig::new(6, 12).init::<Training>(&device);
+        for (d_hidden, method) in [(12, Upcycling::Copy), (6, Upcycling::Noise(0.1)), (4, Upcycling::Drop(0.5))] {
+            let moe = upcycle(&dense, &config(d_hidden, 6, 6), method, &device);
+            let grads = moe.forward(Tensor::from_inner(tokens())).output.square().sum().backward();
+            let router = moe.router.weight().expect("top-k has one");
+            assert!(moe.experts.w_in.grad(&grads).is_some() && moe.experts.w_out.grad(&grads).is_some());
+            assert!(router.grad(&grads).is_some());
+            assert!(dense.w_in.grad(&grads).is_none(), "the dense network stays out of it");
+        }
     }
 
     #[test]

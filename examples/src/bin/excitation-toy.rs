@@ -14,15 +14,7 @@ use burn::optim::{GradientsParams, Optimizer, SgdConfig};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use excitation_optim::{ExcitationConfig, ExpertCounts, ExpertLayers, ExpertModule, Variant};
-
-#[cfg(feature = "cuda")]
-type Chosen = burn::backend::Cuda;
-#[cfg(all(feature = "wgpu", not(feature = "cuda")))]
-type Chosen = burn::backend::Wgpu;
-#[cfg(all(feature = "ndarray", not(any(feature = "wgpu", feature = "cuda"))))]
-type Chosen = burn::backend::NdArray;
-#[cfg(not(any(feature = "ndarray", feature = "wgpu", feature = "cuda")))]
-type Chosen = burn::backend::Flex;
+use moe_examples::Chosen;
 
 type Training = Autodiff<Chosen>;
 

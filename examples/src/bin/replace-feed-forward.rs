@@ -8,16 +8,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Distribution, Tensor};
+use moe_examples::Chosen;
 use moe_layers::{AutodiffMoeBackend, Moe, MoeBackend, MoeConfig, MoeOutput, RoutingStats};
-
-#[cfg(feature = "cuda")]
-type Chosen = burn::backend::Cuda;
-#[cfg(all(feature = "wgpu", not(feature = "cuda")))]
-type Chosen = burn::backend::Wgpu;
-#[cfg(all(feature = "ndarray", not(any(feature = "wgpu", feature = "cuda"))))]
-type Chosen = burn::backend::NdArray;
-#[cfg(not(any(feature = "ndarray", feature = "wgpu", feature = "cuda")))]
-type Chosen = burn::backend::Flex;
 
 const STEPS: usize = 600;
 const BATCH: usize = 256;

@@ -39,14 +39,17 @@ pub(crate) struct FeedForwardSpec<'a> {
 
 impl<B: MoeBackend> FeedForward<B> {
     pub(crate) fn new(spec: &FeedForwardSpec<'_>, device: &B::Device) -> Self {
-        let Some((moe, default)) = &spec.moe else {
-            return Self { dense: Some(init_dense(spec, device)), moe: None, default_vectors: None };
-        };
-        Self {
-            dense: None,
-            moe: Some(init_moe(spec, moe, device)),
-            default_vectors: default.map(|default| default.init(moe.num_experts, spec.d_model, device)),
+        match &spec.moe {
+            Some((moe, default)) => Self::with_experts(init_moe(spec, moe, device), *default, device),
+            None => Self { dense: Some(init_dense(spec, device)), moe: None, default_vectors: None },
         }
+    }
+
+    /// The block with the experts of `moe`, and default vectors where there are options for them.
+    pub(super) fn with_experts(moe: Moe<B>, default: Option<&DefaultOptions>, device: &B::Device) -> Self {
+        let [num_experts, d_model] = [moe.experts.num_experts(), moe.experts.d_model()];
+        let default_vectors = default.map(|default| default.init(num_experts, d_model, device));
+        Self { dense: None, moe: Some(moe), default_vectors }
     }
 
     /// # Shapes

@@ -27,6 +27,7 @@ mod placement;
 mod presets;
 mod rope_scaling;
 mod rotary;
+mod upcycle;
 mod validate;
 
 #[cfg(test)]
@@ -43,4 +44,5 @@ pub use norm::Norm;
 pub use placement::{MoeLayers, ParseMoeLayersError};
 pub use rope_scaling::RopeScaling;
 pub use rotary::Rotary;
+pub use upcycle::UpcycleError;
 pub use validate::LmConfigError;

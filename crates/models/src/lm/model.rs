@@ -26,11 +26,11 @@ pub struct Lm<B: Backend> {
     pub final_norm: Norm<B>,
     /// `[D, V]`; `None` when the embedding is used for it.
     pub lm_head: Option<Param<Tensor<B, 2>>>,
-    rotary: Rotary<B>,
+    pub(super) rotary: Rotary<B>,
     #[module(skip)]
-    config: LmConfig,
+    pub(super) config: LmConfig,
     #[module(skip)]
-    dtype: DType,
+    pub(super) dtype: DType,
 }
 
 impl LmConfig {
@@ -65,7 +65,7 @@ impl LmConfig {
 }
 
 /// burn draws a parameter when it is first read; this reads all of them.
-struct DrawNow;
+pub(super) struct DrawNow;
 
 impl<B: Backend> ModuleVisitor<B> for DrawNow {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {

@@ -3,6 +3,7 @@
 mod default_vectors;
 mod parameters;
 mod training;
+mod upcycle;
 
 use burn::backend::{Autodiff, Flex};
 use burn::module::Param;
