@@ -1,5 +1,7 @@
 //! One pass through a layer with default vectors.
 //!
+//! An expert whose slot a capacity dropped was chosen: no vector stands in for it \[D\].
+//!
 //! The order is the paper's \[C\]: the chosen experts run, the averages update, the updated averages fill the missing slots
 //! of this very pass. The update is computed here and handed back; the module stays as it is.
 

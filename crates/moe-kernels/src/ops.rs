@@ -23,7 +23,7 @@ pub trait MoeBackend: Backend {
     }
 
     /// Gradient of [`moe_top_k_values`](Self::moe_top_k_values): `[T, K]` to `[T, E]`, without a scatter. Indices are
-    /// distinct within a row.
+    /// distinct within a row, but for a column whose gradient nobody wants.
     fn moe_top_k_backward(grad: FloatTensor<Self>, indices: IntTensor<Self>, num_experts: usize) -> FloatTensor<Self> {
         portable::top_k_backward::<Self>(grad, indices, num_experts)
     }
@@ -130,7 +130,8 @@ pub trait MoeBackend: Backend {
         portable::expert_ffn::<Self>(tokens, gates, weights, plan).0
     }
 
-    /// [`moe_expert_ffn`](Self::moe_expert_ffn), and the pre-activation `[R, C]` that its backward pass needs.
+    /// [`moe_expert_ffn`](Self::moe_expert_ffn), and the pre-activation `[R, C]` that its backward pass needs; in a partial plan a backend
+    /// may leave out the rows that nobody serves.
     fn moe_expert_ffn_saving(
         tokens: FloatTensor<Self>,
         gates: FloatTensor<Self>,

@@ -4,7 +4,7 @@ use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
-use moe_kernels::MoeBackend;
+use moe_kernels::{MoeBackend, linear};
 
 use crate::dispatch::{self, Capacity};
 use crate::router::scores::sigmoid;
@@ -88,6 +88,10 @@ impl MoeConfig {
         if self.load_coef != 0.0 && !matches!(self.router, RouterRule::NoisyTopK(_)) {
             return Err(format!("load_coef = {} needs a router with noise, noisy-top-k", self.load_coef));
         }
+        if self.load_coef != 0.0 && matches!(&self.router, RouterRule::NoisyTopK(noisy) if noisy.noise_std == Some(0.0))
+        {
+            return Err(format!("load_coef = {} needs noise, but noise_std is 0", self.load_coef));
+        }
         if self.shared_gate && self.shared_d_hidden == 0 {
             return Err("shared_gate is set, but shared_d_hidden = 0: there are no shared experts".into());
         }
@@ -122,6 +126,7 @@ impl MoeConfig {
             experts: experts.init(device),
             shared: self.init_shared(device),
             shared_gate: self.init_shared_gate(device),
+            top_k: self.top_k,
             capacity: self.capacity.clone(),
             balance: self.balance,
             balance_coef: self.balance_coef,
@@ -155,6 +160,7 @@ pub struct Moe<B: Backend> {
     pub shared: Option<DenseFeedForward<B>>,
     /// Their gate, where it is configured, `[D, 1]`.
     pub shared_gate: Option<Param<Tensor<B, 2>>>,
+    top_k: usize,
     #[module(skip)]
     capacity: Option<Capacity>,
     #[module(skip)]
@@ -192,7 +198,7 @@ impl<B: MoeBackend> Moe<B> {
     ///
     /// # Panics
     ///
-    /// Panics when the last dimension is not `D`.
+    /// Panics when the last dimension is not `D`, and with a hash router when there are not `T` ids.
     pub fn forward_ids<const N: usize>(&self, input: Tensor<B, N>, ids: Tensor<B, 1, Int>) -> MoeOutput<B, N> {
         let route = |tokens| self.router.forward_ids(tokens, ids);
         self.run(input, route, |tokens, routing| (dispatch::grouped(tokens, &self.experts, routing), ())).0
@@ -227,7 +233,7 @@ impl<B: MoeBackend> Moe<B> {
         let num_sequences = if N > 2 { shape[..N - 2].iter().product() } else { 1 };
         let losses = self.losses(&routing, num_sequences);
         let routing = match &self.capacity {
-            Some(capacity) => capacity.apply(routing),
+            Some(capacity) => capacity.apply(routing, self.top_k),
             None => routing,
         };
         let shared = self.forward_shared(&tokens);
@@ -244,7 +250,11 @@ impl<B: MoeBackend> Moe<B> {
         let shared = self.shared.as_ref().filter(|_| tokens.dims()[0] > 0)?;
         let output = shared.forward(tokens.clone());
         Some(match &self.shared_gate {
-            Some(gate) => output * sigmoid(project(tokens.clone(), gate)),
+            Some(gate) => {
+                // In each column as a product, so that its gradient is one too.
+                let ones = Tensor::ones([1, output.dims()[1]], (&output.device(), output.dtype()));
+                output * linear(sigmoid(project(tokens.clone(), gate)), ones)
+            }
             None => output,
         })
     }

@@ -8,11 +8,12 @@ use moe_kernels::{ExpertPlan, MoeBackend};
 pub struct Routing<B: MoeBackend> {
     /// Router scores before the softmax, `[T, E]`, f32.
     pub logits: Tensor<B, 2>,
-    /// Probabilities over all experts, `[T, E]`, f32; rows sum to 1. Losses and statistics read them.
+    /// Probabilities over all experts, `[T, E]`, f32: the scores made to sum to 1, so zero for a token without experts. Losses and
+    /// statistics read them.
     pub probs: Tensor<B, 2>,
     /// What a gate is read from, `[T, E]`, f32: the probabilities, if the router does not say otherwise.
     pub scores: Tensor<B, 2>,
-    /// Weights of the chosen experts, `[T, K]`, f32, largest first.
+    /// Weights of the chosen experts, `[T, K]`, f32, largest first unless a bias or a balance had a say in the choice.
     pub gates: Tensor<B, 2>,
     /// Chosen experts, `[T, K]`, distinct within a row; `E` is nobody.
     pub experts: Tensor<B, 2, Int>,

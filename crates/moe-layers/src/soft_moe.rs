@@ -15,6 +15,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, TensorData};
 use moe_kernels::{ExpertPlan, MoeBackend, divide_rows, linear, softmax_rows, sum_dim};
 
+use crate::router::scores::routing_dtype;
 use crate::{Activation, Experts, ExpertsConfig};
 
 /// Keeps the length of a zero vector from being zero.
@@ -102,9 +103,9 @@ impl<B: MoeBackend> SoftMoe<B> {
 
     /// `[B S, E P]` in f32.
     fn logits(&self, tokens: Tensor<B, 2>) -> Tensor<B, 2> {
-        let dtype = self.slots.val().dtype();
-        let slots = unit_rows(self.slots.val().transpose()).transpose();
-        let scale = self.scale.val().reshape([1, 1]);
+        let dtype = routing_dtype(tokens.dtype());
+        let slots = unit_rows(self.slots.val().cast(dtype).transpose()).transpose();
+        let scale = self.scale.val().cast(dtype).reshape([1, 1]);
         let [_, columns] = slots.dims();
         let scale = linear(scale, Tensor::ones([1, columns], (&slots.device(), dtype)));
         let products = linear(unit_rows(tokens.cast(dtype)), slots);

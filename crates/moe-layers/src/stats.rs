@@ -9,7 +9,7 @@ use crate::Routing;
 /// Statistics of one routing decision, on the host. `n_e` is the count of expert `e`, `T` tokens, `E` experts.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct RoutingStats {
-    /// Slots that each expert serves, `n_e`: exact, `[E]`, they sum to `T * K`.
+    /// Slots that each expert serves, `n_e`: exact, `[E]`; they sum to `T * K` where every slot is served.
     pub expert_counts: Vec<u64>,
     /// `max_e n_e / mean_e n_e`, in `[1, E]`; 1 when balanced, 0 when there are no tokens.
     pub load_ratio: f64,

@@ -89,6 +89,8 @@ fn undecided_gates(config: &MoeConfig) -> f64 {
         RouterRule::Sigmoid(options) if config.normalize_gates => options.scale,
         RouterRule::Sigmoid(options) => options.scale * chosen / 2.0,
         _ if config.normalize_gates => 1.0,
+        // Its gate is a sigmoid where a token has one expert.
+        RouterRule::Sinkhorn(_) if config.top_k == 1 => 0.5,
         _ => chosen / experts,
     }
 }
@@ -98,8 +100,8 @@ fn undecided_gates(config: &MoeConfig) -> f64 {
 /// # Errors
 ///
 /// Says why [`upcycle`] cannot be: `config` has another `d_model` or activation than `dense`, shared experts, or a rule without `K` experts
-/// for every token; `F / d_hidden` is not a whole number that divides `num_experts` and `top_k`, or is above 1 under a hash router, which does
-/// not choose whole repetitions; noise or share are out of range.
+/// for every token; `F / d_hidden` is not a whole number that divides `num_experts` and `top_k`, or is above 1 under a hash or noisy router, which
+/// do not choose whole repetitions; noise or share are out of range.
 pub fn segments<B: Backend>(
     dense: &DenseFeedForward<B>,
     config: &MoeConfig,
@@ -121,10 +123,15 @@ pub fn segments<B: Backend>(
             "{segments} experts make up the dense network, so num_experts = {num_experts} and top_k = {top_k} must be multiples"
         ));
     }
-    if segments > 1 && matches!(config.router, RouterRule::Hash(_)) {
-        return Err(format!("a hash router does not choose {segments} experts together; let d_hidden be {f}"));
+    let apart = match &config.router {
+        RouterRule::Hash(_) => Some("hash"),
+        RouterRule::NoisyTopK(_) => Some("noisy"),
+        _ => None,
+    };
+    match apart.filter(|_| segments > 1) {
+        Some(name) => Err(format!("a {name} router does not choose {segments} experts together; let d_hidden be {f}")),
+        None => Ok(segments),
     }
-    Ok(segments)
 }
 
 fn check_kind<B: Backend>(dense: &DenseFeedForward<B>, config: &MoeConfig) -> Result<(), String> {
@@ -228,7 +235,7 @@ mod tests {
     use burn::tensor::Tolerance;
 
     use super::*;
-    use crate::router::{HashOptions, SigmoidOptions};
+    use crate::router::{HashOptions, NoisyTopKOptions, SigmoidOptions, SinkhornOptions};
     use crate::{Activation, DenseFeedForwardConfig};
 
     /// Relative and absolute, f32: sums of other lengths.
@@ -274,8 +281,17 @@ mod tests {
     fn an_undecided_router_gives_the_dense_function_under_every_rule() {
         let sigmoid = || RouterRule::Sigmoid(SigmoidOptions::new().with_scale(2.5));
         let hash = RouterRule::Hash(HashOptions::new().with_vocab_size(17));
-        for (d_hidden, rule) in [(6, RouterRule::TopK), (6, sigmoid()), (12, hash)] {
-            let config = config(d_hidden, 8, 4).with_router(rule);
+        let (sinkhorn, noisy) = (SinkhornOptions::new(), NoisyTopKOptions::new());
+        let cases = [
+            (6, 4, RouterRule::TopK),
+            (6, 4, sigmoid()),
+            (12, 4, hash),
+            (6, 4, RouterRule::Sinkhorn(sinkhorn.clone())),
+            (12, 1, RouterRule::Sinkhorn(sinkhorn)),
+            (12, 4, RouterRule::NoisyTopK(noisy)),
+        ];
+        for (d_hidden, top_k, rule) in cases {
+            let config = config(d_hidden, 8, top_k).with_router(rule);
             for normalize in [true, false] {
                 assert_same_function_undecided(&config.clone().with_normalize_gates(normalize));
             }

@@ -99,7 +99,7 @@ impl<B: AutodiffMoeBackend> TrainStep for LearnerLm<B> {
         let mut output = TrainOutput::new(self, loss.total.backward(), output);
         for (counts, layer) in self.counts.iter().zip(&loss.layers) {
             let routing = &layer.routing;
-            counts.register(&mut output.grads, routing.counts().inner().float(), routing.num_tokens());
+            counts.register(&mut output.grads, routing.demand().inner().float(), routing.num_tokens());
         }
         let loads = loss.layers.iter().map(|layer| ExpertLoad::of(&layer.routing));
         register_loads(self, loads, &mut output.grads);

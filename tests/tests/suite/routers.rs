@@ -19,6 +19,8 @@ on_every_backend!(
     default_vectors_fill_in_for_every_token_choice_router,
     soft_moe_matches_loops,
     every_router_takes_an_empty_batch,
+    one_expert_and_all_experts_are_no_special_cases,
+    a_batch_in_which_nobody_has_an_expert_is_zero,
 );
 
 /// Tokens, width, width inside an expert, experts, experts per token.
@@ -79,7 +81,7 @@ fn run<B: AutodiffMoeBackend>(config: &MoeConfig, path: Path<B>, device: &B::Dev
     let (moe, tokens) = (layer::<B>(config, device), tokens::<B>(device));
     let routing = route(&moe, tokens.clone(), device);
     let routing = match &config.capacity {
-        Some(capacity) => capacity.apply(routing),
+        Some(capacity) => capacity.apply(routing, SIZES[4]),
         None => routing,
     };
     let output = path(tokens.clone(), &moe.experts, &routing);
@@ -119,7 +121,7 @@ fn a_capacity_drops_what_its_slots_say<B: AutodiffMoeBackend>(device: &B::Device
 
             let moe = layer::<B>(&config, device);
             let free = route(&moe, tokens(device), device);
-            let most = capacity.slots(SIZES[0], free.top_k(), SIZES[3]) as f64;
+            let most = capacity.slots(SIZES[0], SIZES[4], SIZES[3]) as f64;
             let expected: Vec<f64> = host(free.counts().float()).into_iter().map(|count| count.min(most)).collect();
             let out = moe.forward(tokens(device));
             assert_eq!(host(out.routing.counts().float()), expected, "{policy:?}, {rule:?}");
@@ -297,4 +299,46 @@ fn soft_moe_matches_loops<B: AutodiffMoeBackend>(device: &B::Device) {
         })
         .collect();
     assert_close("gradient", &found, &slopes);
+}
+
+/// `E = 1`, and `K = E`.
+fn one_expert_and_all_experts_are_no_special_cases<B: AutodiffMoeBackend>(device: &B::Device) {
+    let [t, d, f, ..] = SIZES;
+    for experts in [1, 3] {
+        for rule in
+            rules().into_iter().filter(|rule| !matches!(rule, RouterRule::Sigmoid(sigmoid) if sigmoid.groups > 1))
+        {
+            let config = MoeConfig::new(d, f, experts, experts).with_router(rule.clone());
+            let moe: Moe<B> = config.init(device);
+            let routing = route(&moe, tokens(device), device);
+            let found = host(dispatch::grouped(tokens(device), &moe.experts, &routing));
+            let expected = host(dispatch::dense(tokens(device), &moe.experts, &routing));
+            assert_close(&format!("{rule:?}, {experts} experts"), &found, &expected);
+            let losses = host(moe.forward_ids(tokens::<B>(device), ids(device)).losses.weighted());
+            assert!(losses[0].is_finite(), "{rule:?}, {experts} experts: {losses:?}");
+            let served: f64 = host(routing.counts().float()).iter().sum();
+            let all = (t * experts) as f64;
+            assert!(served == all || matches!(rule, RouterRule::Relu(_)) && served < all, "{rule:?}: {served}");
+        }
+    }
+}
+
+/// A ReLU router whose scores are all negative: no output, no gradient that is not finite, no loss that is not.
+fn a_batch_in_which_nobody_has_an_expert_is_zero<B: AutodiffMoeBackend>(device: &B::Device) {
+    let [t, d, _, e, _] = SIZES;
+    let relu = config(RouterRule::Relu(ReluOptions::new().with_l1_coef(0.1)));
+    let config = relu.with_importance_coef(0.1).with_capacity(Some(Capacity::new(1.0)));
+    let mut moe = layer::<B>(&config, device);
+    *moe.router.weight_mut().expect("a learned router") =
+        Param::from_tensor(tensor(&vec![-1.0; d * e], [d, e], device));
+    let tokens = tensor::<B, 2>(&vec![0.5; t * d], [t, d], device).require_grad();
+    let out = moe.forward(tokens.clone());
+    assert_eq!(host(out.output.clone()), vec![0.0; t * d]);
+    assert_eq!(host(out.routing.counts().float()), vec![0.0; e]);
+    let loss = out.output.sum() + out.losses.weighted();
+    assert!(host(loss.clone())[0].is_finite());
+    let grads = loss.backward();
+    let router = host(moe.router.weight().expect("a learned router").grad(&grads).expect("tracked"));
+    let inputs = host(tokens.grad(&grads).expect("tracked"));
+    assert!(router.iter().chain(&inputs).all(|grad| grad.is_finite()), "{router:?} {inputs:?}");
 }

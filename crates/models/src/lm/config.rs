@@ -236,6 +236,12 @@ impl LmMoeConfig {
         self.router == RouterKind::Default || self.default_vectors
     }
 
+    /// Whether a setting is not its default that only routed experts have.
+    pub(crate) fn is_routed(&self) -> bool {
+        let shared = self.shared_d_hidden > 0 || self.capacity_factor > 0.0;
+        self.router != RouterKind::TopK || self.has_default_vectors() || shared
+    }
+
     /// The router's rule, with its options; `vocab_size` is for a look-up by id.
     pub fn rule(&self, vocab_size: usize) -> RouterRule {
         match self.router {

@@ -16,8 +16,8 @@ pub struct FeedForward<B: Backend> {
     pub dense: Option<DenseFeedForward<B>>,
     /// The experts and their router.
     pub moe: Option<Moe<B>>,
-    /// What stands in for experts that a token did not choose, beside `moe` in a model of
-    /// [`RouterKind::Default`](super::RouterKind::Default).
+    /// What stands in for experts that a token did not choose, beside `moe` where the configuration
+    /// [has them](super::LmMoeConfig::has_default_vectors).
     pub default_vectors: Option<DefaultVectors<B>>,
 }
 

@@ -21,7 +21,7 @@ mod default_vectors;
 pub(crate) mod feed_forward;
 mod loads;
 mod loss;
-mod model;
+pub(crate) mod model;
 mod norm;
 mod placement;
 mod presets;

@@ -65,7 +65,7 @@ impl LmConfig {
 }
 
 /// burn draws a parameter when it is first read; this reads all of them.
-pub(super) struct DrawNow;
+pub(crate) struct DrawNow;
 
 impl<B: Backend> ModuleVisitor<B> for DrawNow {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {

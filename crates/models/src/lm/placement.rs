@@ -55,7 +55,10 @@ impl MoeLayers {
     /// The shortest form of the placement that selects the layers of which `is_moe` is true, out of `num_layers`.
     pub fn of(num_layers: usize, is_moe: impl Fn(usize) -> bool) -> Self {
         let chosen: Vec<usize> = (0..num_layers).filter(|&layer| is_moe(layer)).collect();
-        let named = [Self::None, Self::All, Self::AllButFirst].into_iter().chain((2..=num_layers).map(Self::Every));
+        let named = [Self::None, Self::All, Self::AllButFirst]
+            .into_iter()
+            .chain((2..=num_layers).map(Self::Every))
+            .chain((1..num_layers).map(Self::Last));
         let same = |form: &Self| (0..num_layers).all(|layer| form.includes(layer, num_layers) == is_moe(layer));
         named.into_iter().find(same).unwrap_or(Self::Only(chosen))
     }
@@ -158,9 +161,8 @@ mod tests {
 
     #[test]
     fn text_round_trips() {
-        for layers in
-            [MoeLayers::None, MoeLayers::All, MoeLayers::AllButFirst, MoeLayers::Every(12), MoeLayers::Only(vec![0, 7])]
-        {
+        use MoeLayers::{All, AllButFirst, Every, Last, None, Only};
+        for layers in [None, All, AllButFirst, Every(12), Last(3), Only(vec![0, 7])] {
             assert_eq!(layers.to_string().parse(), Ok(layers));
         }
     }
@@ -175,6 +177,8 @@ mod tests {
             "every-0",
             "every--1",
             "every-two",
+            "last-0",
+            "last-x",
             "All",
             "only-",
             "only-2,1",

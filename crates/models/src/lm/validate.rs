@@ -1,8 +1,9 @@
 //! The check that a configuration is a model.
 
+use moe_layers::dispatch::DropPolicy;
 use thiserror::Error;
 
-use super::{LmConfig, LmMoeConfig, MoeLayers, RopeScaling};
+use super::{LmConfig, LmMoeConfig, MoeLayers, RopeScaling, RouterKind};
 
 /// Why an [`LmConfig`] is not a model.
 #[derive(Clone, Debug, Error, PartialEq)]
@@ -89,6 +90,14 @@ pub enum LmConfigError {
     },
 }
 
+/// [`LmConfig::warnings`] of a ReLU router.
+const TWO_BALANCES: &str =
+    "moe.router = \"relu\" has a balance loss of its own, and moe.balance_coef is not 0: both are in the loss";
+
+/// [`LmConfig::warnings`] of a capacity.
+const DROPS_AHEAD: &str = "moe.capacity_factor in a causal model: which slots are dropped depends on the tokens after them too, unless \
+    moe.drop_policy = \"position\" and moe.top_k = 1";
+
 /// [`LmConfig::warnings`] of expert choice.
 const LOOKS_AHEAD: &str = "moe.router = \"expert-choice\" in a causal model: which experts serve a token depends on the tokens after it, so \
     the losses are those of a model that sees ahead, and a text generated token by token comes from another one";
@@ -120,9 +129,17 @@ impl LmConfig {
 
     /// What is a model, but hardly what was wanted.
     pub fn warnings(&self) -> Vec<String> {
-        let rule = self.moe.rule(self.vocab_size);
-        let looks_ahead = self.num_moe_layers() > 0 && rule.looks_ahead();
-        looks_ahead.then(|| LOOKS_AHEAD.to_string()).into_iter().collect()
+        if self.num_moe_layers() == 0 {
+            return Vec::new();
+        }
+        let moe = &self.moe;
+        let drops_ahead = moe.capacity_factor > 0.0 && (moe.drop_policy != DropPolicy::Position || moe.top_k > 1);
+        let warnings = [
+            (moe.rule(self.vocab_size).looks_ahead(), LOOKS_AHEAD),
+            (drops_ahead, DROPS_AHEAD),
+            (moe.router == RouterKind::Relu && moe.balance_coef != 0.0, TWO_BALANCES),
+        ];
+        warnings.into_iter().filter(|(applies, _)| *applies).map(|(_, warning)| warning.to_string()).collect()
     }
 
     fn validate_sizes(&self) -> Result<(), LmConfigError> {

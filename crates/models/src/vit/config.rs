@@ -99,6 +99,14 @@ pub enum VitConfigError {
         /// Number of blocks.
         num_layers: usize,
     },
+    /// A placement names a layer that is not there.
+    #[error("moe_layers = \"{moe_layers}\" names a layer that is not there: num_layers = {num_layers}, counted from 0")]
+    NoSuchLayer {
+        /// The placement.
+        moe_layers: MoeLayers,
+        /// Number of blocks.
+        num_layers: usize,
+    },
     /// What a layer with experts cannot be.
     #[error("the moe table contradicts itself: {0}")]
     Moe(String),
@@ -130,12 +138,15 @@ impl VitConfig {
         if self.moe_layers == MoeLayers::None {
             return Ok(());
         }
+        let (moe_layers, num_layers) = (self.moe_layers.clone(), self.num_layers);
+        if moe_layers.last_named().is_some_and(|layer| layer >= num_layers) {
+            return Err(VitConfigError::NoSuchLayer { moe_layers, num_layers });
+        }
         if !(0..self.num_layers).any(|layer| self.is_moe_layer(layer)) {
-            let (moe_layers, num_layers) = (self.moe_layers.clone(), self.num_layers);
             return Err(VitConfigError::NoMoeLayer { moe_layers, num_layers });
         }
-        if self.soft_slots > 0 && self.moe.has_default_vectors() {
-            let error = "default vectors have no meaning in a Soft MoE: every expert serves every token";
+        if self.soft_slots > 0 && self.moe.is_routed() {
+            let error = "a Soft MoE has neither router, capacity, shared experts nor default vectors; leave them as they are by default";
             return Err(VitConfigError::Moe(error.into()));
         }
         if self.moe.router == RouterKind::Hash {

@@ -10,6 +10,7 @@ use moe_layers::router::optimizer::HasRouters;
 use moe_layers::{ExpertLoad, Router, project};
 
 use super::{Pooling, VitBlock, VitConfig};
+use crate::lm::model::DrawNow;
 use crate::lm::{LmLoss, MoeLayerOutput, Norm, cross_entropy};
 
 /// Result of [`Vit::forward`].
@@ -46,7 +47,7 @@ pub struct Vit<B: Backend> {
 }
 
 impl VitConfig {
-    /// Creates the model on `device`.
+    /// Draws the initial weights from the device's random generator, all of them now, in a fixed order.
     ///
     /// # Panics
     ///
@@ -57,7 +58,7 @@ impl VitConfig {
         }
         let matrix = |shape| Initializer::Normal { mean: 0.0, std: self.init_std }.init(shape, device);
         let (d, classes) = (self.d_model, self.num_classes);
-        Vit {
+        let model = Vit {
             patches: matrix([self.patch_numbers(), d]),
             positions: matrix([self.num_tokens(), d]),
             class_token: (self.pooling == Pooling::ClassToken).then(|| matrix([1, d])),
@@ -66,7 +67,9 @@ impl VitConfig {
             head: Initializer::Zeros.init([d, classes], device),
             head_bias: Initializer::Zeros.init([1, classes], device),
             config: self.clone(),
-        }
+        };
+        model.visit(&mut DrawNow);
+        model
     }
 }
 

@@ -182,7 +182,8 @@ fn contradictions_are_named() {
     assert!(error(small().with_moe_layers(MoeLayers::Every(5))).contains("selects none of num_layers = 2"));
     assert!(error(small().with_moe(LmMoeConfig::new(4, 5, 8))).contains("moe.top_k = 5"));
     let soft = small().with_soft_slots(1).with_moe(experts(RouterKind::Default));
-    assert!(error(soft).contains("default vectors have no meaning in a Soft MoE"));
+    assert!(error(soft).contains("a Soft MoE has neither router"));
+    assert!(error(small().with_moe_layers(MoeLayers::Only(vec![1, 9]))).contains("names a layer that is not there"));
     assert!(error(small().with_moe(experts(RouterKind::Hash))).contains("ids"));
 }
 

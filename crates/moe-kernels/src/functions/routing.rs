@@ -31,7 +31,7 @@ pub fn top_k<B: MoeBackend>(scores: Tensor<B, 2>, k: usize) -> (Tensor<B, 2>, Te
 /// # Shapes
 ///
 /// - scores: `[T, E]`
-/// - indices: `[T, K]`, values in `0..E`, distinct within a row
+/// - indices: `[T, K]`, values in `0..E`, distinct within a row; one that is not gets a gradient that is undefined
 /// - output: `[T, K]`
 ///
 /// # Panics

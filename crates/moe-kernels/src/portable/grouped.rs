@@ -17,14 +17,15 @@ pub(crate) fn grouped_matmul<B: Backend>(
     let weight = if transpose { weight.swap_dims(1, 2) } else { weight };
     let [_, d_in, d_out] = weight.dims();
 
-    let mut products: Vec<_> = (plan.host_ranges().into_iter().enumerate())
+    let host = plan.on_host();
+    let mut products: Vec<_> = ((0..host.num_experts()).map(|expert| host.rows_of(expert)).enumerate())
         .filter(|(_, range)| !range.is_empty())
         .map(|(expert, range)| {
             let weight = weight.clone().slice(expert..expert + 1).reshape([d_in, d_out]);
             rows.clone().slice(range).matmul(weight)
         })
         .collect();
-    let unserved = plan.num_rows() - plan.on_host().num_served();
+    let unserved = host.num_rows() - host.num_served();
     if unserved > 0 {
         products.push(Tensor::zeros([unserved, d_out], (&rows.device(), rows.dtype())));
     }

@@ -3,10 +3,14 @@
 //!
 //! Nothing here needs it: dispatch is dropless, and an expert may serve any number of tokens. A capacity bounds the work and the
 //! memory of the busiest expert, and what published models were trained with can be reproduced.
+//!
+//! Whether a slot is dropped depends on other tokens of the batch, also on later ones of its own sequence, unless the policy is
+//! [`Position`](DropPolicy::Position) and `K` is 1. The policies that rank gates sort with burn's `argsort`, which reads them on the host on
+//! every backend, twice a layer; equal gates come in no particular order there.
 
 use burn::config::Config;
 use burn::tensor::{Int, Tensor};
-use moe_kernels::{ExpertPlan, MoeBackend};
+use moe_kernels::{ExpertPlan, MoeBackend, top_k};
 use serde::{Deserialize, Serialize};
 
 use crate::Routing;
@@ -56,12 +60,14 @@ impl Capacity {
     /// gates are zero. [`experts`](Routing::experts) stays as it is.
     ///
     /// The other gates stay too: those of a token then may sum to less than before.
-    pub fn apply<B: MoeBackend>(&self, routing: Routing<B>) -> Routing<B> {
-        let ([tokens, k], experts) = (routing.experts.dims(), routing.num_experts());
+    ///
+    /// `top_k` is how many experts a token has, on average where their number varies.
+    pub fn apply<B: MoeBackend>(&self, routing: Routing<B>, top_k: usize) -> Routing<B> {
+        let (tokens, experts) = (routing.num_tokens(), routing.num_experts());
         if tokens == 0 {
             return routing;
         }
-        let dropped = self.ranks(&routing).greater_equal_elem(self.slots(tokens, k, experts) as i64);
+        let dropped = self.ranks(&routing).greater_equal_elem(self.slots(tokens, top_k, experts) as i64);
         let served = routing.experts.clone().mask_fill(dropped.clone(), experts as i64);
         Routing {
             plan: ExpertPlan::partial(served, experts),
@@ -84,7 +90,7 @@ impl Capacity {
                 ranks.select(0, order.argsort(0)).reshape([tokens, k])
             }
             DropPolicy::BatchPriority => {
-                let order = gates.max_dim(1).reshape([tokens]).argsort_descending(0);
+                let order = top_k(gates, 1).0.reshape([tokens]).argsort_descending(0);
                 let experts = routing.experts.clone().select(0, order.clone());
                 by_position(experts, routing.num_experts()).select(0, order.argsort(0))
             }
@@ -121,7 +127,7 @@ mod tests {
     }
 
     fn kept(policy: DropPolicy, factor: f64) -> Vec<bool> {
-        let routing = Capacity::new(factor).with_policy(policy).apply(routing());
+        let routing = Capacity::new(factor).with_policy(policy).apply(routing(), 2);
         let gates: Vec<f32> = routing.gates.to_data().to_vec().expect("f32");
         let served: i64 = routing.counts().into_data().iter::<i64>().sum();
         assert_eq!(served as usize, gates.iter().filter(|&&gate| gate > 0.0).count());
@@ -159,7 +165,7 @@ mod tests {
 
     #[test]
     fn statistics_show_what_was_dropped() {
-        let stats = RoutingStats::from_routing(&Capacity::new(0.75).apply(routing()));
+        let stats = RoutingStats::from_routing(&Capacity::new(0.75).apply(routing(), 2));
         assert_eq!(stats.expert_counts, [2, 2, 1]);
         assert_eq!(stats.drop_rate, 1.0 - 5.0 / 8.0);
         assert_eq!(RoutingStats::from_routing(&routing()).drop_rate, 0.0);
@@ -172,7 +178,7 @@ mod tests {
         let scores = Tensor::<Flex, 2>::random([tokens, experts], burn::tensor::Distribution::Default, &device);
         let (gates, chosen) = moe_kernels::top_k(scores.clone(), k);
         let routing = Routing::new(scores.zeros_like(), scores, gates, chosen.clone());
-        let capped = Capacity::new(0.8).apply(routing);
+        let capped = Capacity::new(0.8).apply(routing, k);
         let chosen: Vec<usize> = chosen.into_data().iter::<i64>().map(|e| e as usize).collect();
         let (mut load, mut expected) = (vec![0; experts], vec![0u64; experts]);
         let most = (0.8f64 * (tokens * k) as f64 / experts as f64).ceil() as usize;
@@ -193,7 +199,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "above 0, got 0")]
     fn no_capacity_panics() {
-        Capacity::new(0.0).apply(routing());
+        Capacity::new(0.0).apply(routing(), 2);
     }
 
     #[test]
@@ -203,7 +209,7 @@ mod tests {
         let gates = Tensor::from_data([[0.5f32, 0.0], [0.6, 0.4]], &device);
         let probs = Tensor::<Flex, 2>::full([2, 2], 0.5, &device);
         let routing = Routing::partial(probs.zeros_like(), probs, gates, experts);
-        let capped = Capacity::new(0.5).apply(routing);
+        let capped = Capacity::new(0.5).apply(routing, 2);
         assert_eq!(capped.counts().into_data().iter::<i64>().collect::<Vec<_>>(), [1, 1]);
     }
 }

@@ -1,4 +1,4 @@
-//! Dropless dispatch: every slot is served, nothing is padded.
+//! Dropless dispatch: every slot that has an expert is served, nothing is padded.
 //!
 //! One op, [`expert_ffn`], which keeps only the pre-activation for the backward pass. The same in steps, for those who
 //! want something in between, is [`dispatch_rows`](moe_kernels::dispatch_rows), [`Experts::forward`] and

@@ -53,7 +53,8 @@ pub fn load_balance_loss<B: MoeBackend>(routing: &Routing<B>, convention: Balanc
 ///
 /// `(1 / B) sum_b E sum_i f_bi P_bi`, where `f_bi` and `P_bi` are taken over the tokens of sequence `b` alone, and `f_bi` is the share of its
 /// slots: 1 when every sequence is balanced (DeepSeek-V3's complementary sequence-wise loss,
-/// [DeepSeek-AI, 2024](https://arxiv.org/abs/2412.19437), eq. 17 to 20).
+/// [DeepSeek-AI, 2024](https://arxiv.org/abs/2412.19437), eq. 17 to 20). Ours: `f` counts the experts that were chosen, with selection bias
+/// and groups, not the `K` largest scores.
 ///
 /// # Panics
 ///

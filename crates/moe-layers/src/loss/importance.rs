@@ -10,6 +10,7 @@ use moe_kernels::{MoeBackend, linear, sum_dim, top_k};
 
 use super::zero;
 use crate::Routing;
+use crate::router::scores::TINY;
 
 /// `(std / mean)^2` over the experts of the sums of [`probs`](Routing::probs) over the tokens, `[1]`, f32; 0 when even, and for an empty
 /// batch. The variance is that of the `E` numbers themselves, not an estimate.
@@ -26,9 +27,7 @@ pub fn importance_loss<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
 /// That probability is `Phi((logit_te - threshold_t) / sigma_te)` with the `K`-th largest noisy logit of a token as its threshold (V-MoE;
 /// Shazeer leaves out the expert itself).
 ///
-/// # Panics
-///
-/// Panics when the router has added noise of deviation zero.
+/// The deviation must be above zero: noise of none decides nothing.
 pub fn load_loss<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
     let Some(noise) = routing.noise.as_ref().filter(|_| routing.num_tokens() > 0) else { return zero(routing) };
     let (tokens, experts, k) = (routing.num_tokens(), routing.num_experts(), routing.top_k());
@@ -41,12 +40,12 @@ pub fn load_loss<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
     squared_variation(sum_dim(probability, 0).squeeze_dim(0))
 }
 
-/// `(std / mean)^2` of `[E]`, as `[1]`: the same for all multiples of the numbers.
+/// `(std / mean)^2` of `[E]`, as `[1]`: the same for all multiples of the numbers; 0 where all are.
 fn squared_variation<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
     let count = x.dims()[0] as f64;
     let mean_square = x.clone().powi_scalar(2).sum() / count;
-    let mean = x.sum() / count;
-    mean_square / mean.powi_scalar(2) - 1.0
+    let squared_mean = (x.sum() / count).powi_scalar(2);
+    (mean_square - squared_mean.clone()) / (squared_mean + TINY)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Hash routing: the id of a token decides, nothing is learned ([Roller et al., 2021](https://arxiv.org/abs/2106.04426)).
 //!
-//! Every id of the vocabulary has `K` distinct experts, drawn once from a seed so that each expert has the same number of ids for
-//! each of the `K`. Gates are `1 / K`. Loads follow the frequencies of the ids, which no table here knows.
+//! Every id of the vocabulary has `K` distinct experts, drawn once from a seed: each expert is the first of as many ids as any other, up to
+//! one, and the others of an id are random. Gates are `1 / K`, f32 always. Loads follow the frequencies of the ids, which no table here knows.
 
 use burn::config::Config;
 use burn::module::Module;

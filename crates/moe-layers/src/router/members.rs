@@ -1,7 +1,7 @@
 //! Decisions in which tokens have different numbers of experts.
 
 use burn::tensor::{Bool, ElementConversion, Tensor};
-use moe_kernels::{MoeBackend, chosen, top_k};
+use moe_kernels::{MoeBackend, chosen, sum_dim, top_k};
 
 use crate::Routing;
 
@@ -21,7 +21,8 @@ pub(super) fn route_members<B: MoeBackend>(
     members: Tensor<B, 2, Bool>,
 ) -> Routing<B> {
     let [tokens, num_experts] = scores.dims();
-    let most = members.clone().int().sum_dim(1).max().into_scalar().elem::<i64>().max(1) as usize;
+    let counts = sum_dim(members.clone().float(), 1);
+    let most = counts.max().into_scalar().elem::<f64>().max(1.0) as usize;
     let strangers = members.bool_not();
     let ranked = scores.clone().detach().mask_fill(strangers.clone(), -1.0);
     let (ranked, experts) = top_k(ranked, most);

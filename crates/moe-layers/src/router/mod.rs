@@ -7,14 +7,14 @@
 //! | [`Sigmoid`](RouterRule::Sigmoid) | a token, by a biased sigmoid, within groups | one vector per step | balance without a loss that pulls on the model; many fine experts: DeepSeek-V3 |
 //! | [`Sinkhorn`](RouterRule::Sinkhorn) | a token, by a balanced assignment of the batch | two products with vectors per iteration | balance from the first step, at the price of another choice in evaluation |
 //! | [`Relu`](RouterRule::Relu) | a token, as many as it likes | one number read from the device | a differentiable choice: ReMoE |
-//! | [`ExpertChoice`](RouterRule::ExpertChoice) | an expert, its best tokens | top-K along the tokens, one number read | even load by construction; vision and encoders, never a causal model |
+//! | [`ExpertChoice`](RouterRule::ExpertChoice) | an expert, its best tokens | top-K of `T K / E` along the tokens, on CubeCL in as many passes; one number read | even load by construction; vision and encoders, never a causal model |
 //! | [`Hash`](RouterRule::Hash) | the token's id | a look-up, no product | a baseline: what learning to route is worth |
 //!
 //! Not a choice at all, and a layer of its own, is [`SoftMoe`](crate::SoftMoe).
 //!
 //! | | capacity | [default vectors](https://docs.rs/default-moe) | excitation | balance loss |
 //! |---|---|---|---|---|
-//! | top-K, noisy, sigmoid, Sinkhorn | yes | yes | yes | yes |
+//! | top-K, noisy, sigmoid, Sinkhorn | yes | yes, but not for what a capacity dropped | yes | yes |
 //! | ReLU | yes | no: who is not chosen has gate zero | yes | its own L1; set the coefficient of others to 0 |
 //! | expert choice | no need | no: nobody says which experts a token did not choose | factor 1, as all have equal counts | constant |
 //! | hash | yes | no: there is no router to learn | yes | constant |
@@ -94,10 +94,14 @@ impl<B: MoeBackend> Router<B> {
     ///
     /// # Panics
     ///
-    /// Panics when the tokens do not have width `D`.
+    /// Panics when the tokens do not have width `D`, or under a [`Hash`](Self::Hash) router when there are not `T` ids.
     pub fn forward_ids(&self, tokens: Tensor<B, 2>, ids: Tensor<B, 1, Int>) -> Routing<B> {
         match self {
-            Self::Hash(router) => router.forward(ids),
+            Self::Hash(router) => {
+                let (found, expected) = (ids.dims()[0], tokens.dims()[0]);
+                assert_eq!(found, expected, "Router: there must be one id for each token");
+                router.forward(ids)
+            }
             router => router.forward(tokens),
         }
     }
@@ -123,7 +127,7 @@ impl<B: MoeBackend> Router<B> {
         let gates = unchosen(routing.scores.clone(), routing.experts.clone());
         let gates = match self.normalizes_gates() {
             // Exactly the scores of the chosen and zeros, without a gather, whose gradient would be a scatter.
-            true => divide_rows(gates.clone(), sum_dim(routing.scores.clone() - gates, 1)),
+            true => divide_rows(gates.clone(), sum_dim(routing.scores.clone() - gates, 1) + scores::TINY),
             false => gates,
         };
         match self {

@@ -7,21 +7,24 @@
 //! one, so that it balances too (eq. 10):
 //!
 //! `L = lambda / T * sum_t sum_e f_e relu(x_t w_e)`, `f_e = E / (K T) * sum_t 1[relu(x_t w_e) > 0]`.
+//!
+//! Ours: each layer has a `lambda` of its own, which follows its own number of experts, and the losses of layers add up. The paper has one
+//! for the model, which follows the mean, and divides the sum by the number of layers.
 
 use burn::config::Config;
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 use burn::tensor::backend::Backend;
-use moe_kernels::{MoeBackend, divide_rows, sum_dim};
+use moe_kernels::{MoeBackend, sum_dim};
 
 use super::members::route_members;
-use super::scores::{logits, routing_dtype};
+use super::scores::{logits, normalize, routing_dtype};
 use super::{ExpertLoad, RouterConfig};
 use crate::Routing;
 
-/// Keeps a sum of gates from being zero.
-const TINY: f64 = 1e-20;
+/// Least and largest weight of the L1 loss: at 0 or infinity it could never come back \[ours\].
+const L1_RANGE: (f64, f64) = (1e-20, 1e10);
 
 /// What only a [`ReluRouter`] has.
 #[derive(Config, Debug, PartialEq)]
@@ -95,8 +98,7 @@ impl<B: MoeBackend> ReluRouter<B> {
         }
         let logits = logits("ReluRouter", tokens, &self.weight);
         let scores = relu(logits.clone());
-        let sums = sum_dim(scores.clone(), 1) + TINY;
-        let probs = divide_rows(scores.clone(), sums);
+        let probs = normalize(scores.clone());
         let members = logits.clone().detach().greater_elem(0.0);
         route_members(logits, probs, scores, members)
     }
@@ -124,6 +126,7 @@ impl<B: Backend> ReluRouter<B> {
         let wanted = load.tokens.clone() * self.top_k as f64;
         let direction = (load.counts.clone().sum() - wanted).sign().cast(coef.dtype());
         let moved = coef * (direction * self.l1_rate.ln()).exp();
+        let moved = moved.clamp(L1_RANGE.0, L1_RANGE.1);
         self.l1_coef = self.l1_coef.clone().map(|_| moved.set_require_grad(false));
     }
 }
@@ -187,6 +190,8 @@ mod tests {
         for (found, expected) in found.into_iter().zip([2.0, 2.0, 1.0]) {
             assert!((found - expected).abs() < TOLERANCE * expected, "{found} instead of {expected}");
         }
+        let least = (0..200).map(|_| after([0.0; 4])).last().expect("200 steps");
+        assert!(least > 0.0 && after([9.0; 4]) > least, "it comes back from {least}");
     }
 
     #[test]

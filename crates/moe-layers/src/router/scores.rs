@@ -2,11 +2,11 @@
 
 use burn::module::Param;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, activation};
 use moe_kernels::{MoeBackend, divide_rows, linear, sum_dim};
 
 /// Routing is f32 whatever the tokens are; f64 if they are.
-pub(super) fn routing_dtype(tokens: DType) -> DType {
+pub(crate) fn routing_dtype(tokens: DType) -> DType {
     if tokens == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
@@ -22,15 +22,21 @@ pub(super) fn logits<B: MoeBackend>(router: &str, tokens: Tensor<B, 2>, weight: 
     linear(tokens.cast(dtype), weight.val().cast(dtype))
 }
 
-/// Rows divided by their sums, which must not be zero.
+/// Keeps a sum of gates from being zero, as DeepSeek-V3's published code does.
+pub(crate) const TINY: f64 = 1e-20;
+
+/// Rows divided by their sums; zeros stay zeros.
 pub(super) fn normalize<B: MoeBackend>(rows: Tensor<B, 2>) -> Tensor<B, 2> {
-    let sums = sum_dim(rows.clone(), 1);
+    let sums = sum_dim(rows.clone(), 1) + TINY;
     divide_rows(rows, sums)
 }
 
-/// By the hyperbolic tangent: burn's portable sigmoid rounds f64 to f32.
+/// burn's, but in f64 by the hyperbolic tangent, as burn's portable sigmoid rounds to f32.
 pub(crate) fn sigmoid<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
-    ((x * 0.5).tanh() + 1.0) * 0.5
+    match x.dtype() {
+        DType::F64 => ((x * 0.5).tanh() + 1.0) * 0.5,
+        _ => activation::sigmoid(x),
+    }
 }
 
 /// Whether this is a training pass, by the rule of burn's dropout: on a backend with gradients it is.

@@ -12,14 +12,11 @@ use burn::config::Config;
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
-use moe_kernels::{MoeBackend, chosen, divide_rows, sum_dim, top_k, unchosen};
+use moe_kernels::{MoeBackend, chosen, sum_dim, top_k, unchosen};
 
 use super::scores::{logits, normalize, routing_dtype, sigmoid};
 use super::{ExpertLoad, RouterConfig};
 use crate::Routing;
-
-/// Keeps a sum of gates from being zero, as DeepSeek-V3's published code does.
-const TINY: f64 = 1e-20;
 
 /// What only a [`SigmoidRouter`] has.
 #[derive(Config, Debug, PartialEq)]
@@ -140,11 +137,8 @@ impl<B: MoeBackend> SigmoidRouter<B> {
     }
 
     fn gates(&self, scores: Tensor<B, 2>) -> Tensor<B, 2> {
-        if !self.normalize_gates {
-            return scores * self.options.scale;
-        }
-        let sums = sum_dim(scores.clone(), 1) + TINY;
-        divide_rows(scores, sums) * self.options.scale
+        let gates = if self.normalize_gates { normalize(scores) } else { scores };
+        gates * self.options.scale
     }
 }
 

@@ -89,11 +89,11 @@ impl<B: Backend> SinkhornRouter<B> {
 ///
 /// # Shapes
 ///
-/// - logits: `[T, E]`, a constant
+/// - logits: `[T, E]`, a constant: the choice has no gradient
 pub fn sinkhorn<B: MoeBackend>(logits: Tensor<B, 2>, iterations: usize) -> Tensor<B, 2> {
     let [tokens, experts] = logits.dims();
     // The largest of a row only changes its scale.
-    let mass = (logits.clone() - logits.max_dim(1)).exp();
+    let mass = (logits.clone() - top_k(logits, 1).0).exp();
     let mut columns = Tensor::<B, 2>::ones([1, experts], (&mass.device(), mass.dtype()));
     let mut rows = Tensor::<B, 2>::ones([tokens, 1], (&mass.device(), mass.dtype()));
     for _ in 0..iterations {

@@ -73,7 +73,7 @@ impl<B: Backend> Default for ExpertLoads<B> {
 impl<I: MoeBackend> ExpertLoads<I> {
     /// Adds the routing of one micro-batch.
     pub fn add<B: AutodiffMoeBackend<InnerBackend = I>>(&mut self, layers: &[MoeLayerOutput<B>]) {
-        let new = layers.iter().map(|output| (output.routing.counts().inner().float(), output.routing.num_tokens()));
+        let new = layers.iter().map(|output| (output.routing.demand().inner().float(), output.routing.num_tokens()));
         if self.layers.is_empty() {
             self.layers = new.collect();
             return;

@@ -14,7 +14,8 @@ pub(super) fn launch<R: CubeRuntime>(operands: Operands<R>, output: &CubeTensor<
     let types = [storage(lhs.dtype), accumulator(lhs.dtype), storage(offsets.dtype)];
     let (lhs, rhs, offsets) = (lhs.into_tensor_arg(), rhs.into_tensor_arg(), offsets.into_tensor_arg());
     let (client, target) = (&output.client, output.clone().into_tensor_arg());
-    // SAFETY: units beyond the last element end at once; offsets are in `0..=R`.
+    // SAFETY: units beyond the last element end at once; offsets are in `0..=R`. Rows beyond the last offset, which only a partial plan has, are
+    // not written: the output is zero there.
     unsafe {
         if product == Product::Outer {
             outer_kernel::launch_unchecked(client, count, dim, address, lhs, rhs, offsets, target, types);
