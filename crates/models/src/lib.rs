@@ -1,5 +1,5 @@
 //! Mixture-of-Experts models for [burn](https://burn.dev): a decoder-only language model, with the published ones as
-//! presets, generic over the backend.
+//! presets, and a vision transformer, generic over the backend.
 //!
 //! # A model, its loss, a sample
 //!
@@ -62,6 +62,8 @@
 //! | bf16 activations over f32 parameters | [`lm::Lm::with_dtype`] |
 //! | text | [`generate::generate`] |
 //! | checkpoints of Hugging Face's `transformers` | [`checkpoint::HfCheckpoint`], [`checkpoint::HfExport`] |
+//! | a dense model that goes on as one with experts | [`lm::LmConfig::upcycle`] |
+//! | images | [`vit::Vit`] |
 //! | a network whose hidden units are experts | [`mlp::TopKMlp`] |
 //! | parameters, active ones, FLOPs | [`lm::count`] |
 //!
