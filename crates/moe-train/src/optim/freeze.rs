@@ -9,7 +9,7 @@ use moe_models::lm::LmConfig;
 
 use crate::config::ConfigError;
 
-/// Patterns of paths in a module, such as `embedding` or `blocks.*.feed_forward.moe.router.weight`.
+/// Patterns of paths in a module, such as `embedding` or `blocks.*.feed_forward.moe.router.*.weight`.
 ///
 /// `*` stands for any text, dots included. An optimizer leaves a parameter alone that has no gradient, so the gradients of
 /// frozen parameters are dropped: before the global norm is taken, which is then that of what is trained.
