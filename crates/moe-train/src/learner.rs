@@ -101,8 +101,10 @@ impl<B: AutodiffMoeBackend> TrainStep for LearnerLm<B> {
             let routing = &layer.routing;
             counts.register(&mut output.grads, routing.demand().inner().float(), routing.num_tokens());
         }
-        let loads = loss.layers.iter().map(|layer| ExpertLoad::of(&layer.routing));
-        register_loads(self, loads, &mut output.grads);
+        if self.lm.absorbs_loads() {
+            let loads = loss.layers.iter().map(|layer| ExpertLoad::of(&layer.routing));
+            register_loads(self, loads, &mut output.grads);
+        }
         let updates = loss.layers.into_iter().filter_map(|layer| layer.default_update);
         register(self, updates, &mut output.grads);
         output

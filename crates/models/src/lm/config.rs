@@ -213,14 +213,13 @@ impl LmConfig {
 
     /// What the feed-forward half of layer `layer` is made from.
     pub(crate) fn feed_forward(&self, layer: usize) -> FeedForwardSpec<'_> {
-        let default = self.moe.has_default_vectors().then_some(&self.moe.default);
         FeedForwardSpec {
             d_model: self.d_model,
             d_hidden: self.d_hidden,
             activation: self.activation,
             std: self.init_std,
             residual_std: self.residual_std(),
-            moe: self.is_moe_layer(layer).then(|| (self.moe_layer(), default)),
+            moe: self.is_moe_layer(layer).then(|| (self.moe_layer(), self.moe.default_options())),
         }
     }
 
@@ -234,6 +233,11 @@ impl LmMoeConfig {
     /// Whether layers have default vectors.
     pub fn has_default_vectors(&self) -> bool {
         self.router == RouterKind::Default || self.default_vectors
+    }
+
+    /// Default vectors, where layers have them.
+    pub(crate) fn default_options(&self) -> Option<&DefaultOptions> {
+        self.has_default_vectors().then_some(&self.default)
     }
 
     /// Whether a setting is not its default that only routed experts have.

@@ -88,8 +88,8 @@ impl LmConfig {
         let config = self.moe_layer();
         segments(dense, &config, method).map_err(UpcycleError::Experts)?;
         let device = dense.w_in.device();
-        let default = self.moe.has_default_vectors().then_some(&self.moe.default);
-        Ok(FeedForward::with_experts(upcycle(dense, &config, method, &device), default, &device))
+        let moe = upcycle(dense, &config, method, &device);
+        Ok(FeedForward::with_experts(moe, self.moe.default_options(), &device))
     }
 
     /// Compares what both models must have in common.

@@ -187,14 +187,14 @@ impl VitConfig {
 
     /// What the feed-forward half of layer `layer` is made from, if it is no Soft MoE.
     pub(super) fn feed_forward(&self, layer: usize) -> FeedForwardSpec<'_> {
-        let default = self.moe.has_default_vectors().then_some(&self.moe.default);
+        let experts = || (self.moe.layer(0, self.d_model, self.init_std), self.moe.default_options());
         FeedForwardSpec {
             d_model: self.d_model,
             d_hidden: self.d_hidden,
             activation: self.activation,
             std: self.init_std,
             residual_std: self.residual_std(),
-            moe: self.is_moe_layer(layer).then(|| (self.moe.layer(0, self.d_model, self.init_std), default)),
+            moe: self.is_moe_layer(layer).then(experts),
         }
     }
 
