@@ -46,12 +46,7 @@ impl Peer {
         let (name, text) = script.file();
         folder.write("common.py", COMMON)?;
         let path = folder.write(name, text)?;
-        let mut child = Command::new(python)
-            .arg("-B")
-            .arg(path)
-            .envs(moe_train::memory::as_environment())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+        let mut child = command(python, &path)
             .spawn()
             .map_err(|error| Error::of(format!("cannot start `{}` of --torch", python.display()), error))?;
         let questions = child.stdin.take();
@@ -118,6 +113,14 @@ impl Drop for Folder {
     }
 }
 
+/// What starts a script, with pipes for questions and answers.
+fn command(python: &Path, script: &Path) -> Command {
+    let mut command = Command::new(python);
+    command.arg("-B").arg(script).envs(moe_train::memory::as_environment());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,21 +131,13 @@ mod tests {
         assert!(message.contains("cannot start `no-such-python` of --torch"), "{message}");
     }
 
-    /// A program that gives its environment for an error.
-    #[cfg(unix)]
     #[test]
     fn the_other_side_keeps_freed_memory_as_we_do() {
-        use std::os::unix::fs::PermissionsExt;
-
-        let folder = std::env::temp_dir().join(format!("moe-bench-test-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let python = folder.join("python");
-        let answer = r#"echo "{\"error\": \"$MALLOC_MMAP_THRESHOLD_ $MALLOC_TRIM_THRESHOLD_\"}""#;
-        fs::write(&python, format!("#!/bin/sh\n{answer}\n")).unwrap();
-        fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
-        let message = Peer::start(&python, Script::Layer).err().unwrap().to_string();
-        fs::remove_dir_all(&folder).unwrap();
-        assert!(message.contains("1073741824 2147483647"), "{message}");
+        let command = command(Path::new("python3"), Path::new("layer.py"));
+        let value =
+            |name: &str| command.get_envs().find(|(key, _)| *key == name).and_then(|(_, value)| value?.to_str());
+        assert_eq!(value("MALLOC_MMAP_THRESHOLD_"), Some("1073741824"));
+        assert_eq!(value("MALLOC_TRIM_THRESHOLD_"), Some("2147483647"));
     }
 
     #[cfg(unix)]

@@ -6,7 +6,7 @@ use moe_models::lm::{Lm, LmLoss, MoeLayerOutput};
 use moe_train::backend::{Device, Training};
 use moe_train::config::TrainConfig;
 use moe_train::data::Batch;
-use moe_train::optim::{ExpertLoads, LmExperts, LmOptimizer, clip_global_norm};
+use moe_train::optim::{ExpertLoads, LmOptimizer, ModelExperts, clip_global_norm};
 
 use super::sides::{Factors, Side};
 use super::{LR, excitations, seeded};
@@ -21,7 +21,7 @@ pub(super) struct LmSide<'a> {
     /// Empty only while a step is taken.
     model: Option<Lm<Training>>,
     optimizer: LmOptimizer<Lm<Training>, Training>,
-    exciter: Option<Exciter<LmExperts>>,
+    exciter: Option<Exciter<ModelExperts>>,
     /// Those of the step, and what the routers decided.
     gradients: Option<(GradientsParams, Vec<MoeLayerOutput<Training>>)>,
     batch: Batch,
@@ -35,7 +35,7 @@ impl<'a> LmSide<'a> {
         Self {
             model: Some(config.model.init(device)),
             optimizer: LmOptimizer::adamw(&config.optim),
-            exciter: excitation.map(|excitation| Exciter::new(excitation, LmExperts)),
+            exciter: excitation.map(|excitation| Exciter::new(excitation, ModelExperts)),
             gradients: None,
             batch: bytes(config),
             clip_norm: config.optim.clip_norm,

@@ -33,7 +33,7 @@ use burn::optim::{GradientsParams, LearningRate, MultiGradientsParams, Optimizer
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
-use crate::{DefaultMoe, DefaultUpdate, DefaultVectors};
+use crate::{DefaultMoe, DefaultUpdate, DefaultVectors, Evaluation};
 
 /// A module with layers that have default vectors.
 pub trait HasDefaultVectors<B: Backend> {
@@ -42,6 +42,30 @@ pub trait HasDefaultVectors<B: Backend> {
 
     /// The same, to change.
     fn default_vectors_mut(&mut self) -> Vec<&mut DefaultVectors<B>>;
+
+    /// Moves the vectors of all layers, once per training step. `updates` are those of its passes, merged over micro-batches,
+    /// in the order of the layers; none for a module without default vectors.
+    ///
+    /// # Panics
+    ///
+    /// Panics unless there is one update for each layer with default vectors.
+    fn absorb_updates(&mut self, updates: &[DefaultUpdate<B>]) {
+        let layers = self.default_vectors_mut();
+        assert_eq!(layers.len(), updates.len(), "there must be one update for each layer with default vectors");
+        layers.into_iter().zip(updates).for_each(|(vectors, update)| vectors.absorb(update));
+    }
+
+    /// Sets what the vectors of all layers do where there are no gradients.
+    fn set_evaluation(&mut self, evaluation: Evaluation) {
+        let layers = self.default_vectors_mut();
+        layers.into_iter().for_each(|vectors| *vectors = vectors.clone().with_evaluation(evaluation));
+    }
+
+    /// Sets whether passes [measure](DefaultVectors::with_measuring) how much of a layer's output comes from its vectors.
+    fn set_measuring(&mut self, measuring: bool) {
+        let layers = self.default_vectors_mut();
+        layers.into_iter().for_each(|vectors| *vectors = vectors.clone().with_measuring(measuring));
+    }
 }
 
 impl<B: Backend> HasDefaultVectors<B> for DefaultMoe<B> {

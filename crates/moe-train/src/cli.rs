@@ -7,7 +7,7 @@ use moe_models::checkpoint::WeightDtype;
 
 use crate::{backend::DeviceChoice, config::Dtype};
 
-/// Trains, evaluates and samples Mixture-of-Experts language models.
+/// Trains, evaluates and samples Mixture-of-Experts models.
 #[derive(Parser, Debug)]
 #[command(name = "moe-train", version, max_term_width = 110)]
 pub struct Cli {
@@ -21,7 +21,7 @@ pub struct Cli {
 pub enum Command {
     /// Train a model; the last line on stdout sums the run up
     Train(TrainArgs),
-    /// Measure a trained model on its held-out text or on another text
+    /// Measure a trained model on what was held out of its data, or on other data
     Eval(EvalArgs),
     /// Continue a prompt with a trained model
     Generate(GenerateArgs),
@@ -37,6 +37,8 @@ pub enum ModelKind {
     /// A decoder-only language model.
     #[default]
     Lm,
+    /// A vision transformer that names the class of an image.
+    Vit,
 }
 
 /// Which of a run's checkpoints.
@@ -81,10 +83,10 @@ pub enum EvaluationChoice {
 /// Options of `moe-train train`.
 #[derive(Args, Debug, Default)]
 pub struct TrainArgs {
-    /// What to train
-    #[arg(value_enum, default_value_t)]
-    pub model: ModelKind,
-    /// Settings to start from: tiny, small, nanogpt-dense, nanogpt-moe or a model preset
+    /// What to train; without it, a language model, or what the resumed run trains
+    #[arg(value_enum)]
+    pub model: Option<ModelKind>,
+    /// Settings to start from: tiny, small, nanogpt-dense, nanogpt-moe or a model preset; of vit, tiny or small
     #[arg(long, value_name = "NAME", default_value = crate::presets::DEFAULT)]
     pub preset: String,
     /// TOML or JSON file with settings that replace those of the preset
@@ -93,10 +95,11 @@ pub struct TrainArgs {
     /// One setting, e.g. optim.lr=3e-4 or moe.top_k=2; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Text to train on; without it, the Rust sources of the workspace's dependencies
+    /// Text to train on, or images: CIFAR-10's binary files, IDX files, or a folder for each class; without it, the Rust sources of the
+    /// workspace's dependencies, or drawn shapes
     #[arg(long, value_name = "FILE|DIR")]
     pub data: Option<PathBuf>,
-    /// Held-out text; without it, a part of the data
+    /// Held-out text or images; without it, a part of the data
     #[arg(long, value_name = "FILE|DIR")]
     pub valid: Option<PathBuf>,
     /// A tokenizer.json of the tokenizers library; without it, bytes are tokens
@@ -108,7 +111,7 @@ pub struct TrainArgs {
     /// Optimizer steps of the whole run
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
-    /// Seed of the weights and of the order of the text
+    /// Seed of the weights and of the order of the data
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Directory of the run; without it, a new one under runs/
@@ -131,13 +134,13 @@ pub struct EvalArgs {
     /// Directory of the run
     #[arg(long, value_name = "DIR")]
     pub run: PathBuf,
-    /// Text to measure on, all of it (of a directory with valid/, that part); without it, the run's held-out text
+    /// Text or images to measure on, all of them (of a directory with a held-out part, that part); without it, what the run held out
     #[arg(long, value_name = "FILE|DIR")]
     pub data: Option<PathBuf>,
     /// Which checkpoint
     #[arg(long, value_enum, default_value_t)]
     pub checkpoint: CheckpointChoice,
-    /// Batches to measure, spread over the text; without it, all of the text
+    /// Batches to measure, spread over the data; without it, all of it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub batches: Option<u32>,
     /// What default vectors do; without it, what the run's moe.default.evaluation says
@@ -242,7 +245,8 @@ mod tests {
     #[test]
     fn train_without_arguments_is_the_tiny_preset() {
         let args = train(&[]).unwrap();
-        assert_eq!((args.model, args.preset.as_str()), (ModelKind::Lm, "tiny"));
+        assert_eq!((args.model, args.preset.as_str()), (None, "tiny"));
+        assert_eq!(train(&["vit"]).unwrap().model, Some(ModelKind::Vit));
         assert_eq!(args.device, DeviceChoice::Default);
     }
 

@@ -10,6 +10,7 @@ use burn::tensor::DType;
 use clap::ValueEnum;
 use excitation_optim::{Control, ExcitationConfig, Variant};
 use moe_models::lm::{LmConfig, LmConfigError};
+use moe_models::vit::VitConfigError;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -204,6 +205,15 @@ pub enum ConfigError {
     /// The model's settings contradict each other.
     #[error("model: {0}")]
     Model(#[from] LmConfigError),
+    /// So do a vision model's.
+    #[error("model: {0}")]
+    Vit(#[from] VitConfigError),
+    /// A file of settings of another kind of run.
+    #[error("the file holds the settings of a run of `{found}`: pass it to train {found}")]
+    OtherTask {
+        /// The kind of model it is for.
+        found: String,
+    },
 }
 
 impl TrainConfig {
@@ -226,12 +236,7 @@ impl TrainConfig {
                 "train.seq_len {seq_len} is longer than model.max_seq_len {max}: raise the latter or lower the former"
             )
         })?;
-        let (warmup, steps) = (self.optim.warmup_steps, self.train.steps);
-        ensure(warmup <= steps, || {
-            format!(
-                "optim.warmup_steps {warmup} is more than train.steps {steps}: the learning rate would never be reached"
-            )
-        })
+        self.optim.validate_warmup(self.train.steps)
     }
 }
 
@@ -248,7 +253,19 @@ impl DataConfig {
 }
 
 impl OptimConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
+    /// # Errors
+    ///
+    /// A warm-up that a run of `steps` steps does not reach the end of.
+    pub(crate) fn validate_warmup(&self, steps: usize) -> Result<(), ConfigError> {
+        let warmup = self.warmup_steps;
+        ensure(warmup <= steps, || {
+            format!(
+                "optim.warmup_steps {warmup} is more than train.steps {steps}: the learning rate would never be reached"
+            )
+        })
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         positive("optim.lr", self.lr)?;
         positive("optim.eps", self.eps)?;
         not_negative("optim.min_lr", self.min_lr)?;
@@ -268,7 +285,7 @@ impl OptimConfig {
 
 impl LoopConfig {
     fn validate(&self) -> Result<(), ConfigError> {
-        let counts = [
+        ensure_counts(&[
             ("train.steps", self.steps),
             ("train.batch_size", self.batch_size),
             ("train.seq_len", self.seq_len),
@@ -278,9 +295,15 @@ impl LoopConfig {
             ("train.valid_batches", self.valid_batches),
             ("train.checkpoint_every", self.checkpoint_every),
             ("train.keep_last", self.keep_last),
-        ];
-        counts.iter().try_for_each(|(name, count)| ensure(*count > 0, || format!("{name} must be at least 1")))
+        ])
     }
+}
+
+/// # Errors
+///
+/// The first setting that is 0.
+pub(crate) fn ensure_counts(counts: &[(&str, usize)]) -> Result<(), ConfigError> {
+    counts.iter().try_for_each(|(name, count)| ensure(*count > 0, || format!("{name} must be at least 1")))
 }
 
 fn positive(name: &str, value: f64) -> Result<(), ConfigError> {
@@ -291,7 +314,7 @@ fn not_negative(name: &str, value: f64) -> Result<(), ConfigError> {
     ensure(value >= 0.0 && value.is_finite(), || format!("{name} {value} must be 0 or more"))
 }
 
-fn ensure(holds: bool, message: impl FnOnce() -> String) -> Result<(), ConfigError> {
+pub(crate) fn ensure(holds: bool, message: impl FnOnce() -> String) -> Result<(), ConfigError> {
     if holds { Ok(()) } else { Err(ConfigError::Contradiction(message())) }
 }
 

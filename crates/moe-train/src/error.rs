@@ -9,6 +9,7 @@ use crate::{
     backend::BackendError,
     config::ConfigError,
     data::DataError,
+    images::ImageError,
     report::ReportError,
     run::{CheckpointError, RunError},
     trainer::TrainError,
@@ -23,6 +24,23 @@ pub enum Error {
     /// The text or its tokenizer.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The images.
+    #[error(transparent)]
+    Images(#[from] ImageError),
+    /// An option that a vision model has no use for.
+    #[error("{option} is for language models: {reason}")]
+    ForText {
+        /// The option.
+        option: &'static str,
+        /// Why a vision model has none.
+        reason: &'static str,
+    },
+    /// The run does not say how its images were read.
+    #[error("{} has no context.json, which says how its images are read: train --resume writes it again", dir.display())]
+    NoContext {
+        /// The directory of the run.
+        dir: PathBuf,
+    },
     /// The device.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -83,9 +101,9 @@ pub enum Error {
         /// Steps the run was planned for.
         planned: usize,
     },
-    /// The text is not the one the run began with.
-    #[error("the text is not the one this run began with ({description}): restore it, or start a new run with --out")]
-    ChangedText {
+    /// The data is not what the run began with.
+    #[error("the data is not what this run began with ({description}): restore it, or start a new run with --out")]
+    ChangedData {
         /// What the run was trained on.
         description: String,
     },

@@ -2,7 +2,7 @@
 //!
 //! The program has its own loop (`docs/decisions/0002-own-training-loop.md`). [`LearnerLm`] takes the same [`Batch`]es
 //! to `burn::train`, where [`LmOptimizer`](crate::optim::LmOptimizer) works too, alone or in an
-//! [`Excitation`](excitation_optim::Excitation) with [`LmExperts`](crate::optim::LmExperts). A model with default vectors needs
+//! [`Excitation`](excitation_optim::Excitation) with [`ModelExperts`](crate::optim::ModelExperts). A model with default vectors needs
 //! it inside [`Absorbing`](default_moe::optimizer::Absorbing), which moves them, and one whose routers remember something (`sigmoid`, `relu`)
 //! inside [`Balancing`](moe_layers::router::optimizer::Balancing).
 
@@ -20,7 +20,7 @@ use moe_layers::{ExpertLoad, Router};
 use moe_models::lm::Lm;
 
 use crate::data::Batch;
-use crate::optim::moe_layers_of;
+use crate::model::HasExperts;
 
 /// A language model as a model of burn's `Learner`.
 #[derive(Module, Debug)]
@@ -40,7 +40,7 @@ impl<B: Backend> LearnerLm<B> {
     /// A model that hands its counts to an [`Excitation`](excitation_optim::Excitation), the only optimizer that takes them.
     pub fn counting(lm: Lm<B>) -> Self {
         let device = lm.embedding.device();
-        let counts = moe_layers_of(&lm).map(|_| ExpertCounts::new(&device)).collect();
+        let counts = lm.moe_layers().iter().map(|_| ExpertCounts::new(&device)).collect();
         Self { lm, counts }
     }
 }
@@ -137,7 +137,7 @@ mod tests {
 
     use super::*;
     use crate::data::train_batch;
-    use crate::optim::{LmExperts, LmOptimizer};
+    use crate::optim::{LmOptimizer, ModelExperts};
     use crate::trainer::testing::{config, model, text};
 
     type AD = Autodiff<Flex>;
@@ -204,13 +204,13 @@ mod tests {
         assert_ne!(moved, bias(start.routers()[0]));
     }
 
-    type Excited = Excitation<LmOptimizer<LearnerLm<AD>, AD>, LmExperts>;
+    type Excited = Excitation<LmOptimizer<LearnerLm<AD>, AD>, ModelExperts>;
     type ExcitedLearner = Learner<LearningComponentsMarker<AD, ConstantLr, LearnerLm<AD>, Excited>>;
 
     fn excited(model: LearnerLm<AD>) -> ExcitedLearner {
         let optim = LmOptimizer::<LearnerLm<AD>, AD>::adamw(&config().optim);
         let config = ExcitationConfig::new().with_variant(Variant::ExpDiff).with_gamma(3.0);
-        let mut learner = Learner::new(model, config.init_with(optim, LmExperts), ConstantLr::new(1e-2));
+        let mut learner = Learner::new(model, config.init_with(optim, ModelExperts), ConstantLr::new(1e-2));
         learner.lr_step();
         learner
     }

@@ -7,15 +7,20 @@ use std::{fs, path::Path};
 
 use serde_json::{Map, Number, Value};
 
-use crate::config::{ConfigError, TrainConfig};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::config::ConfigError;
+use crate::run::{Settings, TASK};
 
 /// Edits that turn one key into another at most this far apart make a suggestion.
 const SIMILAR: usize = 3;
 
-/// Changes to a [`TrainConfig`]; of two changes to one setting the later one counts.
+/// Changes to the settings of a run; of two changes to one setting the later one counts.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     changes: Vec<(String, Value)>,
+    /// The kind of model that a file of settings is for, if it says so.
+    task: Option<String>,
 }
 
 impl Overrides {
@@ -33,7 +38,10 @@ impl Overrides {
             let table = text.parse::<toml::Table>().map_err(|error| fault(toml_reason(&text, &error)))?;
             to_json(toml::Value::Table(table))
         };
-        let Value::Object(tree) = tree else { return Err(fault("expected a table of settings".into())) };
+        let Value::Object(mut tree) = tree else { return Err(fault("expected a table of settings".into())) };
+        if let Some(task) = tree.remove(TASK) {
+            self.task = Some(task.as_str().map_or_else(|| task.to_string(), str::to_string));
+        }
         self.add_tree("", tree);
         Ok(())
     }
@@ -66,8 +74,12 @@ impl Overrides {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::UnknownKey`] or [`ConfigError::BadValue`], naming the setting.
-    pub fn apply(&self, base: &TrainConfig) -> Result<TrainConfig, ConfigError> {
+    /// [`ConfigError::UnknownKey`] or [`ConfigError::BadValue`], naming the setting; [`ConfigError::OtherTask`] for a file of
+    /// another kind of run.
+    pub fn apply<C: Settings + Serialize + DeserializeOwned + Clone>(&self, base: &C) -> Result<C, ConfigError> {
+        if let Some(found) = self.task.clone().filter(|task| task != C::TASK) {
+            return Err(ConfigError::OtherTask { found });
+        }
         let mut tree = serde_json::to_value(base).expect("a config is plain data");
         let known = keys(&tree);
         let mut config = base.clone();
@@ -175,6 +187,7 @@ fn toml_reason(text: &str, error: &toml::de::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{config::TrainConfig, run::RunConfig};
 
     fn tiny() -> TrainConfig {
         TrainConfig::preset("tiny").unwrap()
@@ -286,7 +299,16 @@ mod tests {
     #[test]
     fn a_stored_config_read_as_a_file_gives_the_same_config() {
         let config = TrainConfig::preset("nanogpt-moe").unwrap();
-        let stored = serde_json::to_string(&config).unwrap();
-        assert_eq!(file("config.json", &stored).unwrap(), config);
+        for stored in
+            [serde_json::to_string(&config).unwrap(), serde_json::to_string(&RunConfig::from(&config)).unwrap()]
+        {
+            assert_eq!(file("config.json", &stored).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn a_stored_config_of_another_kind_of_run_is_refused() {
+        let message = file("c.toml", "task = \"vit\"\n").unwrap_err().to_string();
+        assert!(message.contains("pass it to train vit"), "{message}");
     }
 }

@@ -58,11 +58,15 @@ impl TrainConfig {
     /// An unknown key or a value that does not fit, each naming it.
     pub fn resolve_on(base: &Self, overrides: &Overrides) -> Result<Self, ConfigError> {
         let mut config = overrides.apply(base)?;
-        if overrides.names("train.steps") && !overrides.names("optim.warmup_steps") {
-            let longest = config.train.steps / WARMUP_PART;
-            config.optim.warmup_steps = config.optim.warmup_steps.min(longest);
-        }
+        shorten_warmup(&mut config.optim, config.train.steps, overrides);
         Ok(config)
+    }
+}
+
+/// Fits the warm-up into a run of `steps` steps, if the changes are of their number alone.
+pub(crate) fn shorten_warmup(optim: &mut OptimConfig, steps: usize, overrides: &Overrides) {
+    if overrides.names("train.steps") && !overrides.names("optim.warmup_steps") {
+        optim.warmup_steps = optim.warmup_steps.min(steps / WARMUP_PART);
     }
 }
 
@@ -72,7 +76,7 @@ fn unknown(name: &str) -> ConfigError {
     ConfigError::UnknownPreset { name: name.into(), known: known.join(", ") }
 }
 
-fn adamw(lr: f64, warmup_steps: usize) -> OptimConfig {
+pub(crate) fn adamw(lr: f64, warmup_steps: usize) -> OptimConfig {
     OptimConfig {
         lr,
         min_lr: lr / 10.0,

@@ -26,9 +26,10 @@ pub struct MoeLayerOutput<B: MoeBackend> {
     pub routing: Routing<B>,
     /// The layer's own auxiliary losses.
     pub losses: MoeLosses<B>,
-    /// With default vectors and gradients: what the pass found out, for [`Lm::absorb`](super::Lm::absorb).
+    /// With default vectors and gradients: what the pass found out, for
+    /// [`absorb_updates`](default_moe::optimizer::HasDefaultVectors::absorb_updates).
     pub default_update: Option<DefaultUpdate<B>>,
-    /// With default vectors in the output, when [measured](super::Lm::measure): see
+    /// With default vectors in the output, when [measured](default_moe::optimizer::HasDefaultVectors::set_measuring): see
     /// [`DefaultMoeOutput::energy`](default_moe::DefaultMoeOutput::energy).
     pub default_energy: Option<Tensor<B, 1>>,
 }

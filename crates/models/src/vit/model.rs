@@ -3,11 +3,11 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
+use default_moe::DefaultVectors;
 use default_moe::optimizer::HasDefaultVectors;
-use default_moe::{DefaultUpdate, DefaultVectors};
 use moe_kernels::{MoeBackend, linear, sum_dim};
 use moe_layers::router::optimizer::HasRouters;
-use moe_layers::{ExpertLoad, Router, project};
+use moe_layers::{Router, project};
 
 use super::{Pooling, VitBlock, VitConfig};
 use crate::lm::model::DrawNow;
@@ -160,35 +160,6 @@ impl<B: MoeBackend> Vit<B> {
 /// A column of `rows` ones, on the device and in the dtype of `like`.
 fn ones<B: Backend>(rows: usize, like: &Tensor<B, 2>) -> Tensor<B, 2> {
     Tensor::ones([rows, 1], (&like.device(), like.dtype()))
-}
-
-impl<B: Backend> Vit<B> {
-    /// Whether routers must be told the loads of a training step: [`absorb_loads`](Self::absorb_loads) then does something.
-    pub fn absorbs_loads(&self) -> bool {
-        self.routers().into_iter().any(Router::absorbs_load)
-    }
-
-    /// Moves what routers move once per training step; as [`Lm::absorb_loads`](crate::lm::Lm::absorb_loads).
-    ///
-    /// # Panics
-    ///
-    /// Panics unless there is one load for each layer with routed experts.
-    pub fn absorb_loads(&mut self, loads: &[ExpertLoad<B>]) {
-        let routers = self.routers_mut();
-        assert_eq!(routers.len(), loads.len(), "Vit: there must be one load for each layer with routed experts");
-        routers.into_iter().zip(loads).for_each(|(router, load)| router.absorb(load));
-    }
-
-    /// Moves the default vectors of all layers, once per training step; as [`Lm::absorb`](crate::lm::Lm::absorb).
-    ///
-    /// # Panics
-    ///
-    /// Panics unless there is one update for each layer with default vectors.
-    pub fn absorb(&mut self, updates: &[DefaultUpdate<B>]) {
-        let layers = self.default_vectors_mut();
-        assert_eq!(layers.len(), updates.len(), "Vit: there must be one update for each layer with default vectors");
-        layers.into_iter().zip(updates).for_each(|(vectors, update)| vectors.absorb(update));
-    }
 }
 
 impl<B: Backend> HasRouters<B> for Vit<B> {

@@ -5,7 +5,9 @@ use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Distribution, Int, Tensor, TensorData, Tolerance};
+use default_moe::optimizer::HasDefaultVectors;
 use moe_kernels::MoeBackend;
+use moe_layers::router::optimizer::HasRouters;
 use moe_layers::{Activation, ExpertLoad};
 
 use super::*;
@@ -167,8 +169,7 @@ fn routers_and_default_vectors_absorb_a_step() {
     let updates: Vec<_> = layers.into_iter().filter_map(|layer| layer.default_update).collect();
     assert!(model.absorbs_loads());
     model.absorb_loads(&loads);
-    model.absorb(&updates);
-    use default_moe::optimizer::HasDefaultVectors;
+    model.absorb_updates(&updates);
     let moved = model.default_vectors()[0].values.val().abs().sum().into_scalar();
     assert!(moved > 0.0);
 }
@@ -209,7 +210,7 @@ fn loads_of_other_layers_panic() {
 #[should_panic(expected = "one update for each layer with default vectors")]
 fn updates_of_other_layers_panic() {
     let config = small().with_moe(experts(RouterKind::Default));
-    model::<Flex>(&config).absorb(&[]);
+    model::<Flex>(&config).absorb_updates(&[]);
 }
 
 #[test]

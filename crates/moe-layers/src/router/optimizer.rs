@@ -40,6 +40,23 @@ pub trait HasRouters<B: Backend> {
 
     /// The same, to change.
     fn routers_mut(&mut self) -> Vec<&mut Router<B>>;
+
+    /// Whether routers must be told the loads of a training step: [`absorb_loads`](Self::absorb_loads) then does something.
+    fn absorbs_loads(&self) -> bool {
+        self.routers().into_iter().any(Router::absorbs_load)
+    }
+
+    /// Moves what routers move once per training step: selection biases, weights of L1 losses. `loads` are those of its layers, in
+    /// order, merged over micro-batches.
+    ///
+    /// # Panics
+    ///
+    /// Panics unless there is one load for each router.
+    fn absorb_loads(&mut self, loads: &[ExpertLoad<B>]) {
+        let routers = self.routers_mut();
+        assert_eq!(routers.len(), loads.len(), "there must be one load for each layer with routed experts");
+        routers.into_iter().zip(loads).for_each(|(router, load)| router.absorb(load));
+    }
 }
 
 impl<B: Backend> HasRouters<B> for Moe<B> {

@@ -1,6 +1,8 @@
 //! `moe-train eval`: loss and routing of a trained model on a text.
 
-use super::{load_model, run_vocab, say};
+use default_moe::optimizer::HasDefaultVectors;
+
+use super::{load_model, run_vocab, say, vit};
 use crate::{
     backend,
     cli::EvalArgs,
@@ -8,17 +10,23 @@ use crate::{
     data::{Split, Tokens, Vocab, check_length, load_whole},
     error::Error,
     evaluate::{EvalResult, evaluate},
-    run::{TrainState, inspect},
+    run::{Checkpoints, LayerRecord, RunConfig, TrainState, inspect},
 };
 
 pub(super) fn run(args: &EvalArgs) -> Result<(), Error> {
-    let (checkpoints, config) = inspect(&args.run)?;
-    let device = backend::open(args.device, config.train.dtype)?;
-    let (mut model, state) = load_model(&checkpoints, &config, args.checkpoint.into(), &device)?;
-    if let Some(choice) = args.default_vectors {
-        model = model.with_evaluation(choice.into());
+    match inspect(&args.run)? {
+        (checkpoints, RunConfig::Lm(config)) => of_text(args, &checkpoints, &config),
+        (checkpoints, RunConfig::Vit(config)) => vit::eval(args, &checkpoints, &config),
     }
-    let (tokens, description) = text(args, &config, &run_vocab(&args.run, &config)?)?;
+}
+
+fn of_text(args: &EvalArgs, checkpoints: &Checkpoints, config: &TrainConfig) -> Result<(), Error> {
+    let device = backend::open(args.device, config.train.dtype)?;
+    let (mut model, state) = load_model(checkpoints, config, args.checkpoint.into(), &device)?;
+    if let Some(choice) = args.default_vectors {
+        model.set_evaluation(choice.into());
+    }
+    let (tokens, description) = text(args, config, &run_vocab(&args.run, config)?)?;
     check_length("evaluated", &tokens, config.train.seq_len)?;
     say(format!("text   {description}"))?;
     let batches = args.batches.map(|batches| batches as usize);
@@ -39,7 +47,13 @@ fn text(args: &EvalArgs, config: &TrainConfig, vocab: &Vocab) -> Result<(Tokens,
 }
 
 fn print(result: &EvalResult, state: &TrainState) -> Result<(), Error> {
-    for layer in &result.layers {
+    say_layers(&result.layers)?;
+    say(format!("eval: step={} tokens={} loss={:.4} bpb={:.4}", state.step, result.tokens, result.loss, result.bpb))
+}
+
+/// Prints a line on the routing of every layer.
+pub(super) fn say_layers(layers: &[LayerRecord]) -> Result<(), Error> {
+    for layer in layers {
         let stats = &layer.stats;
         say(format!(
             "layer {:>2}  load max/mean {:.2}  entropy {:.3}  dead {}  router entropy {:.3} nats  gate mass {:.3}",
@@ -51,5 +65,5 @@ fn print(result: &EvalResult, state: &TrainState) -> Result<(), Error> {
             stats.gate_mass,
         ))?;
     }
-    say(format!("eval: step={} tokens={} loss={:.4} bpb={:.4}", state.step, result.tokens, result.loss, result.bpb))
+    Ok(())
 }

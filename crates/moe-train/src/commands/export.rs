@@ -9,11 +9,12 @@ use crate::{
     cli::ExportArgs,
     config::{Dtype, TrainConfig},
     error::Error,
-    run::inspect,
+    run::{Settings, inspect},
 };
 
 pub(super) fn run(args: &ExportArgs) -> Result<(), Error> {
     let (checkpoints, config) = inspect(&args.run)?;
+    let config = TrainConfig::of(config, &args.run)?;
     let device = backend::open(args.device, Dtype::F32)?;
     let (model, state) = load_model(&checkpoints, &config, args.checkpoint.into(), &device)?;
     let mut export = HfExport::new().with_dtype(args.dtype).with_max_shard_bytes(args.max_shard_bytes);

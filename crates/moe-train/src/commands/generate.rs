@@ -11,10 +11,10 @@ use super::{hugging_face, load_model, run_vocab, say, say_part};
 use crate::{
     backend::{self, Device, DeviceChoice, Plain},
     cli::{CheckpointChoice, GenerateArgs, Weights},
-    config::Dtype,
+    config::{Dtype, TrainConfig},
     data::Vocab,
     error::Error,
-    run::inspect,
+    run::{Settings, inspect},
 };
 
 /// What a model goes on from when there is no prompt: something has to come before the first token.
@@ -39,6 +39,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), Error> {
 /// The model of a run, with its vocabulary.
 fn trained(run: &Path, choice: CheckpointChoice, device: DeviceChoice) -> Result<(Lm<Plain>, Vocab, Device), Error> {
     let (checkpoints, config) = inspect(run)?;
+    let config = TrainConfig::of(config, run)?;
     let device = backend::open(device, config.train.dtype)?;
     let vocab = run_vocab(run, &config)?;
     vocab.check_model(config.model.vocab_size)?;

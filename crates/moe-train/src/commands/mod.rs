@@ -6,6 +6,7 @@ mod generate;
 mod hugging_face;
 mod report;
 mod train;
+mod vit;
 
 use std::{
     fmt::Display,

@@ -8,10 +8,10 @@ use std::{
 use moe_models::checkpoint::HfCheckpoint;
 use moe_models::generate::SamplingConfig;
 
-use super::{TOKENIZER_FILE, generate::continue_prompt, hugging_face, load_model, run_vocab, say};
+use super::{TOKENIZER_FILE, generate::continue_prompt, hugging_face, load_model, run_vocab, say, vit};
 use crate::{
     backend::{self, Device, DeviceChoice, Plain, Training},
-    cli::TrainArgs,
+    cli::{ModelKind, TrainArgs},
     config::TrainConfig,
     data::{Scale, Split, TextData, Vocab},
     error::Error,
@@ -19,7 +19,7 @@ use crate::{
     overrides::Overrides,
     progress,
     report::write_report,
-    run::{Context, Run, Which, read_context},
+    run::{Context, Run, RunConfig, Settings, Subject, Which, read_config, read_context},
     trainer::train,
 };
 
@@ -30,11 +30,23 @@ const RUNS: &str = "runs";
 const SAMPLE_TEMPERATURE: f64 = 0.8;
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), Error> {
-    let job = match &args.resume {
-        Some(dir) => Job::resume(dir, args)?,
-        None => Job::new(args)?,
-    };
-    job.run()
+    match (kind(args)?, &args.resume) {
+        (ModelKind::Lm, Some(dir)) => Job::resume(dir, args)?.run(),
+        (ModelKind::Lm, None) => Job::new(args)?.run(),
+        (ModelKind::Vit, _) => vit::train(args),
+    }
+}
+
+/// What to train: what the command line says, or else the run that it goes on with.
+fn kind(args: &TrainArgs) -> Result<ModelKind, Error> {
+    match (args.model, &args.resume) {
+        (Some(kind), _) => Ok(kind),
+        (None, None) => Ok(ModelKind::default()),
+        (None, Some(dir)) => Ok(match read_config(dir)? {
+            RunConfig::Lm(_) => ModelKind::Lm,
+            RunConfig::Vit(_) => ModelKind::Vit,
+        }),
+    }
 }
 
 /// A run with everything it needs.
@@ -65,12 +77,13 @@ impl Job {
     }
 
     fn resume(dir: &Path, args: &TrainArgs) -> Result<Self, Error> {
-        let (mut run, mut config) = Run::open(dir)?;
-        let longer = raise_steps(&mut config, args.steps)?;
+        let (mut run, config) = Run::open(dir)?;
+        let mut config = TrainConfig::of(config, dir)?;
+        let longer = raise_steps(&mut config.train.steps, args.steps)?;
         config.validate()?;
         let device = backend::open(args.device, config.train.dtype)?;
         let text = Text::load(&config, run_vocab(dir, &config)?)?;
-        match read_context(dir)? {
+        match read_context::<Context>(dir)? {
             Some(context) => check_same(&context, &text.context)?,
             None => run.write_context(&text.context)?,
         }
@@ -83,7 +96,7 @@ impl Job {
     }
 
     fn run(mut self) -> Result<(), Error> {
-        let mut progress = progress::for_terminal();
+        let mut progress = progress::for_terminal(Subject::Text);
         let summary = train::<Training>(&self.config, &self.text.data, &mut self.run, progress.as_mut(), &self.device)?;
         drop(progress);
         let report = write_report(self.run.dir())?;
@@ -196,7 +209,7 @@ fn settings(args: &TrainArgs) -> Result<(TrainConfig, Vocab), Error> {
 }
 
 /// File, then `--set`, then the short options: the last one counts.
-fn overrides(args: &TrainArgs) -> Result<Overrides, Error> {
+pub(super) fn overrides(args: &TrainArgs) -> Result<Overrides, Error> {
     let mut overrides = Overrides::default();
     if let Some(file) = &args.config {
         overrides.add_file(file)?;
@@ -228,7 +241,11 @@ fn overrides(args: &TrainArgs) -> Result<Overrides, Error> {
 /// Paths that mean the same when the run is resumed from another directory.
 fn make_absolute(config: &mut TrainConfig) -> Result<(), Error> {
     let (data, train) = (&mut config.data, &mut config.train);
-    let paths = [&mut data.path, &mut data.valid_path, &mut data.tokenizer, &mut train.init_from];
+    absolute([&mut data.path, &mut data.valid_path, &mut data.tokenizer, &mut train.init_from])
+}
+
+/// Makes the paths that are there absolute.
+pub(super) fn absolute<const N: usize>(paths: [&mut Option<PathBuf>; N]) -> Result<(), Error> {
     for path in paths.into_iter().flatten() {
         let context = format!("cannot use the path `{}`", path.display());
         *path = std::path::absolute(&*path).map_err(Error::io(context))?;
@@ -237,7 +254,7 @@ fn make_absolute(config: &mut TrainConfig) -> Result<(), Error> {
 }
 
 /// The first of `runs/PRESET-SEED-1`, `-2`, .. that does not exist.
-fn free_directory(preset: &str, seed: u64) -> PathBuf {
+pub(super) fn free_directory(preset: &str, seed: u64) -> PathBuf {
     let directory = |number: u32| Path::new(RUNS).join(format!("{preset}-{seed}-{number}"));
     (1..).map(directory).find(|dir| !dir.exists()).expect("there are fewer than 2^32 directories")
 }
@@ -251,23 +268,23 @@ fn keep_tokenizer(config: &TrainConfig, dir: &Path) -> Result<(), Error> {
 }
 
 /// Gives a resumed run more steps; returns whether it has more than before.
-fn raise_steps(config: &mut TrainConfig, asked: Option<usize>) -> Result<bool, Error> {
-    let planned = config.train.steps;
+pub(super) fn raise_steps(steps: &mut usize, asked: Option<usize>) -> Result<bool, Error> {
+    let planned = *steps;
     let asked = asked.unwrap_or(planned);
     if asked < planned {
         return Err(Error::FewerSteps { asked, planned });
     }
-    config.train.steps = asked;
+    *steps = asked;
     Ok(asked > planned)
 }
 
 fn check_same(before: &Context, now: &Context) -> Result<(), Error> {
     let changed = before.text_crc32.is_some() && before.text_crc32 != now.text_crc32;
-    if changed { Err(Error::ChangedText { description: before.data.clone() }) } else { Ok(()) }
+    if changed { Err(Error::ChangedData { description: before.data.clone() }) } else { Ok(()) }
 }
 
 /// 1234567 -> `1,234,567`.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     progress::thousands(number as f64)
 }
 
@@ -332,12 +349,11 @@ mod tests {
 
     #[test]
     fn a_resumed_run_can_only_be_made_longer() {
-        let mut config = TrainConfig::preset("tiny").unwrap();
-        let planned = config.train.steps;
-        assert!(!raise_steps(&mut config, None).unwrap());
-        assert!(raise_steps(&mut config, Some(planned + 1)).unwrap());
-        assert_eq!(config.train.steps, planned + 1);
-        assert!(matches!(raise_steps(&mut config, Some(planned)), Err(Error::FewerSteps { .. })));
+        let mut steps = 100;
+        assert!(!raise_steps(&mut steps, None).unwrap());
+        assert!(raise_steps(&mut steps, Some(101)).unwrap());
+        assert_eq!(steps, 101);
+        assert!(matches!(raise_steps(&mut steps, Some(100)), Err(Error::FewerSteps { .. })));
     }
 
     #[test]
@@ -346,6 +362,6 @@ mod tests {
         let other = Context { text_crc32: Some(2), ..Context::default() };
         assert!(check_same(&before, &before).is_ok());
         assert!(check_same(&Context::default(), &other).is_ok());
-        assert!(matches!(check_same(&before, &other), Err(Error::ChangedText { .. })));
+        assert!(matches!(check_same(&before, &other), Err(Error::ChangedData { .. })));
     }
 }

@@ -1,4 +1,4 @@
-//! Excitation ([Shaier, 2026](https://arxiv.org/abs/2602.21798)) of the experts of a language model, where it is configured.
+//! Excitation ([Shaier, 2026](https://arxiv.org/abs/2602.21798)) of the experts of a model, where it is configured.
 //!
 //! The method is the crate `excitation-optim`; here is where its counts come from and which parameters it scales.
 
@@ -10,35 +10,41 @@ use excitation_optim::{Exciter, ExpertLayer, ExpertLayers, FindExperts, Grads, L
 use moe_kernels::{AutodiffMoeBackend, MoeBackend};
 use moe_layers::{Experts, Moe};
 use moe_models::lm::{Lm, MoeLayerOutput};
+use moe_models::vit::Vit;
 
 use super::{Freeze, LmOptimizer};
 use crate::config::OptimConfig;
 use crate::learner::LearnerLm;
+use crate::model::HasExperts;
 
-/// Finds the experts of a language model: their stacked weights and biases. Everything else has factor 1.
+/// Finds the experts of a model: their stacked weights and biases. Everything else has factor 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LmExperts;
+pub struct ModelExperts;
 
-impl<B: Backend> FindExperts<Lm<B>> for LmExperts {
+impl<B: Backend> FindExperts<Lm<B>> for ModelExperts {
     fn find(&self, lm: &Lm<B>, found: &mut ExpertLayers) {
-        for (layer, moe) in moe_layers_of(lm) {
-            experts_of(found.layer(layer_name(layer), counts_id(moe)), &moe.experts);
-        }
+        find_in(lm, found);
     }
 }
 
-impl<B: Backend> FindExperts<LearnerLm<B>> for LmExperts {
+impl<B: Backend> FindExperts<Vit<B>> for ModelExperts {
+    fn find(&self, vit: &Vit<B>, found: &mut ExpertLayers) {
+        find_in(vit, found);
+    }
+}
+
+fn find_in<B: Backend>(model: &impl HasExperts<B>, found: &mut ExpertLayers) {
+    for (layer, moe) in model.moe_layers() {
+        experts_of(found.layer(layer_name(layer), counts_id(moe)), &moe.experts);
+    }
+}
+
+impl<B: Backend> FindExperts<LearnerLm<B>> for ModelExperts {
     fn find(&self, model: &LearnerLm<B>, found: &mut ExpertLayers) {
-        for ((layer, moe), counts) in moe_layers_of(&model.lm).zip(&model.counts) {
+        for ((layer, moe), counts) in model.lm.moe_layers().into_iter().zip(&model.counts) {
             experts_of(found.layer(layer_name(layer), counts), &moe.experts);
         }
     }
-}
-
-/// The MoE layers with their index in the model.
-pub(crate) fn moe_layers_of<B: Backend>(lm: &Lm<B>) -> impl Iterator<Item = (usize, &Moe<B>)> {
-    let blocks = lm.blocks.iter().enumerate();
-    blocks.filter_map(|(layer, block)| Some((layer, block.feed_forward.moe.as_ref()?)))
 }
 
 fn layer_name(layer: usize) -> String {
@@ -84,9 +90,9 @@ impl<I: MoeBackend> ExpertLoads<I> {
         }
     }
 
-    /// Registers them with the gradients of the step, for [`LmExperts`].
-    pub fn register<B: Backend>(self, lm: &Lm<B>, grads: &mut GradientsParams) {
-        for ((_, moe), (counts, tokens)) in moe_layers_of(lm).zip(self.layers) {
+    /// Registers them with the gradients of the step, for [`ModelExperts`].
+    pub fn register<B: Backend>(self, model: &impl HasExperts<B>, grads: &mut GradientsParams) {
+        for ((_, moe), (counts, tokens)) in model.moe_layers().into_iter().zip(self.layers) {
             register_counts(grads, counts_id(moe), counts, tokens);
         }
     }
@@ -96,14 +102,14 @@ impl<I: MoeBackend> ExpertLoads<I> {
 #[derive(Clone, Debug)]
 pub struct OptionallyExcited<O> {
     inner: O,
-    exciter: Option<Exciter<LmExperts>>,
+    exciter: Option<Exciter<ModelExperts>>,
     freeze: Freeze,
 }
 
 impl<M: AutodiffModule<B>, B: AutodiffMoeBackend> OptionallyExcited<LmOptimizer<M, B>> {
     /// AdamW, excitation and frozen parameters as configured; [`seeded`](Self::seeded) sets the seed of random controls, 0 until then.
     pub fn adamw(config: &OptimConfig) -> Self {
-        let exciter = config.excitation(0).map(|config| Exciter::new(config, LmExperts));
+        let exciter = config.excitation(0).map(|config| Exciter::new(config, ModelExperts));
         Self { inner: LmOptimizer::adamw(config), exciter, freeze: Freeze::new(&config.freeze) }
     }
 }
@@ -111,7 +117,8 @@ impl<M: AutodiffModule<B>, B: AutodiffMoeBackend> OptionallyExcited<LmOptimizer<
 impl<O> OptionallyExcited<O> {
     /// With this seed for random controls.
     pub fn seeded(mut self, seed: u64) -> Self {
-        let seeded = |exciter: Exciter<LmExperts>| Exciter::new(exciter.config().clone().with_seed(seed), LmExperts);
+        let seeded =
+            |exciter: Exciter<ModelExperts>| Exciter::new(exciter.config().clone().with_seed(seed), ModelExperts);
         self.exciter = self.exciter.map(seeded);
         self
     }
@@ -147,7 +154,7 @@ impl<O> OptionallyExcited<O> {
         M: AutodiffModule<B>,
         B: AutodiffBackend,
         O: Optimizer<M, B>,
-        LmExperts: FindExperts<M>,
+        ModelExperts: FindExperts<M>,
     {
         let mut grads = grads.into();
         match &mut grads {
@@ -167,7 +174,7 @@ where
     M: AutodiffModule<B>,
     B: AutodiffBackend,
     O: Optimizer<M, B>,
-    LmExperts: FindExperts<M>,
+    ModelExperts: FindExperts<M>,
 {
     type Record = O::Record;
 

@@ -100,8 +100,13 @@ pub(crate) fn parameter_paths<B: MoeBackend>(config: &LmConfig, device: &B::Devi
     (small.vocab_size, small.d_model, small.d_hidden, small.max_seq_len) = (1, 1, 1, 1);
     (small.num_heads, small.num_kv_heads, small.head_dim) = (1, None, Some(2));
     (small.moe.d_hidden, small.moe.shared_d_hidden) = (1, small.moe.shared_d_hidden.min(1));
+    paths_in(&small.init::<B>(device))
+}
+
+/// Paths of the parameters of `module`, in order.
+pub(crate) fn paths_in<B: Backend, M: Module<B>>(module: &M) -> Vec<String> {
     let mut paths = Paths::default();
-    small.init::<B>(device).visit(&mut paths);
+    module.visit(&mut paths);
     paths.all
 }
 
@@ -131,10 +136,11 @@ mod tests {
     use burn::backend::Flex;
     use burn::optim::Optimizer;
     use excitation_optim::Variant;
+    use moe_models::lm::Lm;
 
     use super::*;
     use crate::optim::OptionallyExcited;
-    use crate::trainer::testing::config;
+    use crate::trainer::testing::{config, model};
     use crate::trainer::{Optim, StepSettings, Trainee};
 
     type AD = burn::backend::Autodiff<Flex>;
@@ -180,7 +186,7 @@ mod tests {
         assert!(freeze(&["*"]).check(&paths).unwrap_err().to_string().contains("no parameter to train"));
     }
 
-    fn parameters(model: &moe_models::lm::Lm<AD>) -> Vec<(String, Vec<f32>)> {
+    fn parameters(model: &Lm<AD>) -> Vec<(String, Vec<f32>)> {
         #[derive(Default)]
         struct Values(Vec<String>, Vec<(String, Vec<f32>)>);
         impl ModuleVisitor<AD> for Values {
@@ -199,26 +205,26 @@ mod tests {
         values.1
     }
 
-    /// A step of the trainer, and the norm it clipped by.
-    fn step(patterns: &[&str], excitation: Option<Variant>) -> (Vec<(String, Vec<f32>)>, f64) {
+    /// The parameters of `start` after a step of the trainer, and the norm it clipped by.
+    fn step(start: &Lm<AD>, patterns: &[&str], excitation: Option<Variant>) -> (Vec<(String, Vec<f32>)>, f64) {
         let mut config = config();
         config.optim.freeze = patterns.iter().map(|pattern| pattern.to_string()).collect();
         (config.optim.excitation, config.optim.weight_decay) = (excitation, 0.5);
         let batch = crate::data::train_batch(&crate::trainer::testing::text(600), &config.train, 0, 0);
         let settings = StepSettings { lr: 1e-2, clip_norm: 0.0, with_stats: false };
         let device = Default::default();
-        let (trainee, outcome) =
-            Trainee::<AD>::new(&config, &device).step([batch].into_iter(), &settings, &device).expect("finite");
+        let trainee = Trainee { model: start.clone(), optim: Optim::<AD>::adamw(&config.optim) };
+        let (trainee, outcome) = trainee.step([batch].into_iter(), &settings, &device).expect("finite");
         (parameters(&trainee.model), outcome.grad_norm)
     }
 
     #[test]
     fn frozen_parameters_keep_their_bits_and_the_others_move_as_they_would() {
-        let start = parameters(&Trainee::<AD>::new(&config(), &Default::default()).model);
+        let model = model();
         let patterns = ["embedding", "blocks.*.experts.w_in", "*router*"];
-        let ((all, whole_norm), (some, norm)) = (step(&[], None), step(&patterns, None));
+        let ((all, whole_norm), (some, norm)) = (step(&model, &[], None), step(&model, &patterns, None));
         assert!(norm < whole_norm);
-        for (((path, start), (_, all)), (_, some)) in start.iter().zip(&all).zip(&some) {
+        for (((path, start), (_, all)), (_, some)) in parameters(&model).iter().zip(&all).zip(&some) {
             assert_ne!(start, all, "{path}");
             // Without clipping, AdamW moves each parameter by its own gradient.
             assert_eq!(some, if freeze(&patterns).includes(path) { start } else { all }, "{path}");
@@ -227,9 +233,9 @@ mod tests {
 
     #[test]
     fn excitation_leaves_frozen_experts_alone() {
-        let start = parameters(&Trainee::<AD>::new(&config(), &Default::default()).model);
-        let (stepped, _) = step(&["*experts*"], Some(Variant::ZeroSum));
-        for ((path, start), (_, stepped)) in start.iter().zip(&stepped) {
+        let model = model();
+        let (stepped, _) = step(&model, &["*experts*"], Some(Variant::ZeroSum));
+        for ((path, start), (_, stepped)) in parameters(&model).iter().zip(&stepped) {
             assert_eq!(start == stepped, path.contains("experts"), "{path}");
         }
     }
@@ -238,7 +244,7 @@ mod tests {
     fn the_optimizer_alone_leaves_them_too() {
         let mut config = config();
         config.optim.freeze = vec!["embedding".into()];
-        let model = Trainee::<AD>::new(&config, &Default::default()).model;
+        let model = model::<AD>();
         let mut optim: Optim<AD> = OptionallyExcited::adamw(&config.optim);
         let mut grads = GradientsParams::new();
         let before = model.embedding.val();

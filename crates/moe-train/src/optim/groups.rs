@@ -22,7 +22,7 @@ use crate::config::OptimConfig;
 pub type LmOptimizer<M, B> = DecayGroups<OptimizerAdaptor<FusedAdamW, M, B>>;
 
 /// Words in a field or type name along the path of a parameter that take it out of the decay.
-const UNDECAYED_WORDS: [&str; 3] = ["norm", "embedding", "router"];
+const UNDECAYED_WORDS: [&str; 5] = ["norm", "embedding", "router", "positions", "class_token"];
 
 /// Two copies of an optimizer, one that decays weights and one that does not, each stepping its own parameters.
 ///
@@ -90,14 +90,14 @@ where
 
 /// Whether a parameter with `rank` dimensions at `path` is decayed: a matrix (or a stack of matrices) is, unless
 ///
-/// - a field or module type on the path has `norm`, `embedding` or `router` in its name, in any case, or
-/// - the field is a bias: `bias` or a name that starts with `b_` (experts stack theirs to `[E, ..]`).
+/// - a field or module type on the path has `norm`, `embedding`, `router`, `positions` or `class_token` in its name, in any case, or
+/// - the field is a bias: a name that ends with `bias` or starts with `b_` (experts stack theirs to `[E, ..]`).
 ///
 /// `path` alternates as burn's visitor reports it: type of the module, name of the field, down to the parameter.
 pub fn decays<S: AsRef<str>>(path: &[S], rank: usize) -> bool {
     let is_bias = path.last().is_some_and(|name| {
         let name = name.as_ref();
-        name == "bias" || name.starts_with("b_")
+        name.ends_with("bias") || name.starts_with("b_")
     });
     let is_excluded = path.iter().any(|part| {
         let part = part.as_ref().to_ascii_lowercase();

@@ -17,7 +17,7 @@ use super::{
     plain::{lines, thousands},
     priority::with_lowest_priority,
 };
-use crate::run::StepRecord;
+use crate::run::{StepRecord, Subject};
 
 /// One curve of the dashboard.
 struct Curve {
@@ -31,10 +31,10 @@ struct Curve {
 
 const NEVER: fn(&StepRecord) -> Option<f64> = |_| None;
 
-const CURVES: [Curve; 8] = [
+const CURVES: [Curve; 9] = [
     Curve {
         name: "Loss",
-        description: "Cross-entropy in nats per token",
+        description: "Cross-entropy in nats per token, or per image",
         higher_is_better: false,
         train: |record| Some(record.loss),
         valid: |record| record.valid_loss,
@@ -47,6 +47,14 @@ const CURVES: [Curve; 8] = [
         train: NEVER,
         valid: |record| record.valid_bpb,
         format: |value| format!("{value:.4}"),
+    },
+    Curve {
+        name: "Accuracy",
+        description: "Part of the held-out images whose class was found",
+        higher_is_better: true,
+        train: NEVER,
+        valid: |record| record.valid_accuracy,
+        format: |value| format!("{:.2} %", 100.0 * value),
     },
     Curve {
         name: "Learning rate",
@@ -126,8 +134,8 @@ impl Curve {
 
 /// burn's dashboard: curves, progress and the key `q` to stop. It takes the terminal over from
 /// [`start`](Progress::start) to [`finish`](Progress::finish) or until it is dropped.
-#[derive(Default)]
 pub struct Dashboard {
+    subject: Subject,
     renderer: Option<TuiMetricsRendererWrapper>,
     interrupter: Interrupter,
     last: Option<String>,
@@ -135,8 +143,16 @@ pub struct Dashboard {
 
 impl Dashboard {
     /// A dashboard that does not show yet.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(subject: Subject) -> Self {
+        Self { subject, renderer: None, interrupter: Interrupter::default(), last: None }
+    }
+
+    /// Whether a model of this kind has the curve.
+    fn shows(&self, curve: &Curve) -> bool {
+        match self.subject {
+            Subject::Text => curve.name != "Accuracy",
+            Subject::Images { .. } => curve.name != "Bits per byte",
+        }
     }
 }
 
@@ -144,16 +160,16 @@ impl Progress for Dashboard {
     fn start(&mut self, done: usize, total: usize) {
         let interrupter = self.interrupter.clone();
         let mut renderer = with_lowest_priority(move || TuiMetricsRendererWrapper::new(interrupter, Some(done)));
-        for curve in &CURVES {
+        for curve in CURVES.iter().filter(|curve| self.shows(curve)) {
             renderer.register_metric(curve.definition());
         }
-        let (progress, indicators) = position(done, 0, total);
+        let (progress, indicators) = position(done, 0, total, self.subject);
         renderer.render_train(progress, indicators);
         self.renderer = Some(renderer);
     }
 
     fn step(&mut self, record: &StepRecord, total: usize) {
-        self.last = Some(lines(record, total));
+        self.last = Some(lines(record, total, self.subject));
         let Some(renderer) = &mut self.renderer else { return };
         for curve in &CURVES {
             if let Some(value) = (curve.train)(record) {
@@ -163,7 +179,7 @@ impl Progress for Dashboard {
                 renderer.update_valid(curve.state(value));
             }
         }
-        let (progress, indicators) = position(record.step, record.tokens, total);
+        let (progress, indicators) = position(record.step, record.tokens, total, self.subject);
         renderer.render_train(progress, indicators);
     }
 
@@ -181,11 +197,11 @@ impl Progress for Dashboard {
     }
 }
 
-fn position(step: usize, tokens: u64, total: usize) -> (TrainingProgress, Vec<ProgressType>) {
+fn position(step: usize, tokens: u64, total: usize, subject: Subject) -> (TrainingProgress, Vec<ProgressType>) {
     let done = Done { items_processed: step, items_total: total };
     let indicators = vec![
         ProgressType::Detailed { tag: "Step".into(), progress: done.clone() },
-        ProgressType::Value { tag: "Tokens".into(), value: tokens as usize },
+        ProgressType::Value { tag: subject.unit().into(), value: subject.of_tokens(tokens as f64) as usize },
     ];
     let progress = TrainingProgress { progress: None, global_progress: done, iteration: Some(step) };
     (progress, indicators)
@@ -199,7 +215,7 @@ mod tests {
     #[test]
     fn every_curve_has_its_own_name_and_a_value_in_a_record_with_validation() {
         let mut record = test_record(3);
-        (record.valid_loss, record.valid_bpb) = (Some(1.0), Some(1.5));
+        (record.valid_loss, record.valid_bpb, record.valid_accuracy) = (Some(1.0), Some(1.5), Some(0.5));
         for (index, curve) in CURVES.iter().enumerate() {
             assert!(CURVES[..index].iter().all(|other| other.name != curve.name));
             let value = (curve.train)(&record).or((curve.valid)(&record)).unwrap();
@@ -214,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_dashboard_that_never_started_can_be_told_everything() {
-        let mut dashboard = Dashboard::new();
+        let mut dashboard = Dashboard::new(Subject::Text);
         dashboard.step(&test_record(1), 10);
         assert!(!dashboard.interrupted());
     }

@@ -8,7 +8,7 @@ mod priority;
 
 use std::io::{IsTerminal, stdin, stdout};
 
-use crate::run::StepRecord;
+use crate::run::{StepRecord, Subject};
 
 pub use dashboard::Dashboard;
 pub use plain::Plain;
@@ -31,11 +31,11 @@ pub trait Progress {
 }
 
 /// burn's dashboard if a person sits at a terminal, plain lines on stdout otherwise.
-pub fn for_terminal() -> Box<dyn Progress> {
+pub fn for_terminal(subject: Subject) -> Box<dyn Progress> {
     // The dashboard draws on stdout and listens to keys, so it needs both.
     if stdout().is_terminal() && stdin().is_terminal() {
-        Box::new(Dashboard::new())
+        Box::new(Dashboard::new(subject))
     } else {
-        Box::new(Plain::new(stdout()))
+        Box::new(Plain::new(stdout(), subject))
     }
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::Progress;
-use crate::run::StepRecord;
+use crate::run::{StepRecord, Subject};
 
 /// Writes a line for every logged step and another for every validation.
 ///
@@ -11,12 +11,13 @@ use crate::run::StepRecord;
 #[derive(Debug)]
 pub struct Plain<W> {
     output: W,
+    subject: Subject,
 }
 
 impl<W: Write> Plain<W> {
     /// Writes to `output`, flushing after every record.
-    pub fn new(output: W) -> Self {
-        Self { output }
+    pub fn new(output: W, subject: Subject) -> Self {
+        Self { output, subject }
     }
 
     fn print(&mut self, text: &str) {
@@ -32,7 +33,7 @@ impl<W: Write> Progress for Plain<W> {
     }
 
     fn step(&mut self, record: &StepRecord, total: usize) {
-        self.print(&lines(record, total));
+        self.print(&lines(record, total, self.subject));
     }
 
     fn finish(&mut self) {}
@@ -43,18 +44,18 @@ impl<W: Write> Progress for Plain<W> {
 }
 
 /// The record as one line, or two if it holds a validation.
-pub(super) fn lines(record: &StepRecord, total: usize) -> String {
-    let mut text = step_line(record, total);
+pub(super) fn lines(record: &StepRecord, total: usize, subject: Subject) -> String {
+    let mut text = step_line(record, total, subject);
     if let Some(loss) = record.valid_loss {
         text += &format!("\n{}  valid loss {loss:.4}", position(record.step, total));
-        if let Some(bpb) = record.valid_bpb {
-            text += &format!("  {bpb:.4} bits/byte");
+        if let Some(score) = record.valid_bpb.or(record.valid_accuracy) {
+            text += &format!("  {}", subject.score(score));
         }
     }
     text
 }
 
-fn step_line(record: &StepRecord, total: usize) -> String {
+fn step_line(record: &StepRecord, total: usize, subject: Subject) -> String {
     let mut text = format!("{}  loss {:.4}", position(record.step, total), record.loss);
     if !record.layers.is_empty() {
         text += &format!("  balance {:.3}", record.balance_loss);
@@ -66,7 +67,7 @@ fn step_line(record: &StepRecord, total: usize) -> String {
     if let Some(dead) = record.dead_experts().filter(|&dead| dead > 0) {
         text += &format!("  dead {dead}");
     }
-    text + &format!("  {} tokens/s", thousands(record.tokens_per_s))
+    text + &format!("  {} {}/s", thousands(subject.of_tokens(record.tokens_per_s)), subject.unit())
 }
 
 /// `step   100/2000`, as wide for every step.
@@ -97,7 +98,7 @@ mod tests {
     use crate::run::test_record;
 
     fn printed(records: &[StepRecord]) -> String {
-        let mut plain = Plain::new(Vec::new());
+        let mut plain = Plain::new(Vec::new(), Subject::Text);
         records.iter().for_each(|record| plain.step(record, 2000));
         String::from_utf8(plain.output).unwrap()
     }
@@ -124,6 +125,17 @@ mod tests {
         (record.valid_loss, record.valid_bpb) = (Some(1.5), Some(2.164));
         let text = printed(&[record]);
         assert_eq!(text.lines().nth(1).unwrap(), "step  100/2000  valid loss 1.5000  2.1640 bits/byte");
+    }
+
+    #[test]
+    fn of_a_vision_model_images_are_shown() {
+        let mut record = test_record(100);
+        (record.valid_loss, record.valid_accuracy) = (Some(1.5), Some(0.4567));
+        let mut plain = Plain::new(Vec::new(), Subject::Images { tokens: 64 });
+        plain.step(&record, 2000);
+        let text = String::from_utf8(plain.output).unwrap();
+        assert!(text.lines().next().unwrap().ends_with("  102 images/s"), "{text}");
+        assert_eq!(text.lines().nth(1).unwrap(), "step  100/2000  valid loss 1.5000  45.67 % right");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use default_moe::DefaultVectorStats;
 
 use super::{
-    Report,
+    Data, Report,
     axis::Scale,
     svg::{Chart, Series, Stroke, smoothed},
 };
@@ -26,11 +26,27 @@ pub(super) fn loss(report: &Report) -> String {
         series.push(Series { name, color: 2, stroke: Stroke::Marked, points: valid });
     }
     let right = report.bits_per_nat();
-    let unit = if right.is_some() { "nats per token (left), bits per byte (right)" } else { "nats per token" };
-    let mut chart = report.chart("Loss", unit, series);
+    let scale = if right.is_some() { " (left), bits per byte (right)" } else { "" };
+    let mut chart = report.chart("Loss", &format!("nats per {}{scale}", report.subject().one()), series);
     chart.size = WIDE;
     chart.references = references(report);
     chart.right = right;
+    chart.render()
+}
+
+/// Part of the held-out images whose class was found, beside that of a linear model; nothing for text.
+pub(super) fn accuracy(report: &Report) -> String {
+    let points = report.points(|record| record.valid_accuracy.map(|accuracy| 100.0 * accuracy));
+    if points.is_empty() {
+        return String::new();
+    }
+    let series = vec![Series { name: String::new(), color: 2, stroke: Stroke::Marked, points }];
+    let mut chart = report.chart("Accuracy", "per cent of the held-out images", series);
+    chart.size = WIDE;
+    if let Data::Images(Some(context), _) = &report.data {
+        let linear = 100.0 * context.linear_accuracy;
+        chart.references = vec![(format!("linear model on the pixels {linear:.1} %"), linear)];
+    }
     chart.render()
 }
 
@@ -43,11 +59,12 @@ pub(super) fn training(report: &Report) -> Vec<String> {
         points: report.points(|record| Some(record.lr)),
     };
     let grad_norm = smoothed("", 4, report.points(|record| Some(record.grad_norm)));
-    let speed = smoothed("", 5, report.points(|record| Some(record.tokens_per_s)));
+    let subject = report.subject();
+    let speed = smoothed("", 5, report.points(|record| Some(subject.of_tokens(record.tokens_per_s))));
     let mut grad_norm = report.chart("Gradient norm", "before clipping", grad_norm);
     grad_norm.scale = Scale::Magnitudes;
-    let charts =
-        [report.chart("Learning rate", "", vec![lr]), grad_norm, report.chart("Speed", "tokens per second", speed)];
+    let speed = report.chart("Speed", &format!("{} per second", subject.unit()), speed);
+    let charts = [report.chart("Learning rate", "", vec![lr]), grad_norm, speed];
     charts.iter().map(Chart::render).collect()
 }
 
@@ -142,7 +159,7 @@ fn dead_experts(report: &Report) -> Chart {
 }
 
 fn references(report: &Report) -> Vec<(String, f64)> {
-    let Some(context) = &report.context else { return Vec::new() };
+    let Some(context) = report.context() else { return Vec::new() };
     let line = |reference: &Reference| {
         let bits = reference.bits_per_byte;
         (format!("{} {bits:.2} bits per byte", reference.name), context.nats_per_token(bits))

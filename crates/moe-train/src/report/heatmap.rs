@@ -16,9 +16,9 @@ const RANGE: f64 = 4.0;
 /// Levels of load between them.
 const LEVELS: u8 = 128;
 /// The colour of an expert without a token.
-const DEAD: u8 = LEVELS;
+pub(super) const DEAD: u8 = LEVELS;
 /// The colour for steps that were not recorded.
-const UNKNOWN: u8 = LEVELS + 1;
+pub(super) const UNKNOWN: u8 = LEVELS + 1;
 /// Viridis (Smith and van der Walt, 2015): even in brightness, readable without colour vision.
 const VIRIDIS: [[u8; 3]; 9] = [
     [0x44, 0x01, 0x54],
@@ -74,7 +74,7 @@ fn render(records: &[StepRecord], last: &LayerRecord, last_step: usize) -> Strin
     figure("half", &title, &caption, &svg)
 }
 
-fn draw_experts(svg: &mut String, experts: usize, height: f64) {
+pub(super) fn draw_experts(svg: &mut String, experts: usize, height: f64) {
     let row = height / experts.max(1) as f64;
     // Expert i is the row from i to i + 1; its label stands at the middle.
     let every = [1, 2, 4, 8, 16, 32, 64, 128].into_iter().find(|&n| row * n as f64 >= 14.0);
@@ -107,22 +107,23 @@ impl Load {
     }
 }
 
-/// The colour of one expert: its share of the tokens times the number of experts, on a
-/// logarithmic scale.
+/// The colour of one expert: its share of the tokens times the number of experts.
 fn level(counts: &[u64], expert: usize) -> u8 {
     let total: u64 = counts.iter().sum();
     match (total, counts[expert]) {
         (0, _) => UNKNOWN,
         (_, 0) => DEAD,
-        (total, count) => {
-            let load = count as f64 * counts.len() as f64 / total as f64;
-            let part = 0.5 + 0.5 * load.ln() / RANGE.ln();
-            (part.clamp(0.0, 1.0) * f64::from(LEVELS - 1)).round() as u8
-        }
+        (total, count) => shade(count as f64 * counts.len() as f64 / total as f64),
     }
 }
 
-fn palette() -> Vec<[u8; 3]> {
+/// The colour of a share that is so many times what is fair, on a logarithmic scale.
+pub(super) fn shade(ratio: f64) -> u8 {
+    let part = 0.5 + 0.5 * ratio.ln() / RANGE.ln();
+    (part.clamp(0.0, 1.0) * f64::from(LEVELS - 1)).round() as u8
+}
+
+pub(super) fn palette() -> Vec<[u8; 3]> {
     let level = |level| viridis(f64::from(level) / f64::from(LEVELS - 1));
     (0..LEVELS).map(level).chain([DEAD_COLOR, UNKNOWN_COLOR]).collect()
 }

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::{Report, charts, heatmap};
+use super::{Data, Report, charts, classes, heatmap};
 use crate::{
     progress::thousands,
-    run::{LayerRecord, StepRecord},
+    run::{LayerRecord, RunConfig, StepRecord},
 };
 
 /// The page, complete.
@@ -14,11 +14,16 @@ pub(super) fn page(report: &Report) -> String {
     let mut body = header(report);
     body += &tiles(report);
     body += &charts::loss(report);
+    body += &charts::accuracy(report);
     body += &grid("Training", "", &charts::training(report));
     body += &grid("Routing", "", &charts::routing(report));
     body += &grid("Default vectors", "", &charts::default_vectors(report));
     body += &grid("Excitation", "", &charts::excitation(report));
     body += &grid("Expert load", &load_intro(), &heatmap::render_all(&report.records));
+    if let Data::Images(context, loads) = &report.data {
+        let classes = context.as_ref().map(|context| context.classes.as_slice()).unwrap_or_default();
+        body += &grid("Experts and classes", &classes_intro(), &classes::render_all(loads, classes));
+    }
     body += &layer_table(&report.last().layers);
     body += &config(report);
     format!(
@@ -46,18 +51,35 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 fn header(report: &Report) -> String {
-    let model = &report.config.model;
-    let mut facts = vec![
-        format!("{} layers of width {}", model.num_layers, model.d_model),
-        format!("{} parameters", thousands(model.num_params() as f64)),
-        format!("{} active per token", thousands(model.num_active_params() as f64)),
-    ];
+    let (mut facts, moe) = match &report.config {
+        RunConfig::Lm(config) => {
+            let model = &config.model;
+            let facts = vec![
+                format!("{} layers of width {}", model.num_layers, model.d_model),
+                format!("{} parameters", thousands(model.num_params() as f64)),
+                format!("{} active per token", thousands(model.num_active_params() as f64)),
+            ];
+            (facts, &model.moe)
+        }
+        RunConfig::Vit(config) => {
+            let model = &config.model;
+            let facts = vec![
+                format!("{} layers of width {}", model.num_layers, model.d_model),
+                format!("{} tokens an image, patches of {}", model.num_tokens(), model.patch_size),
+            ];
+            (facts, &model.moe)
+        }
+    };
     if !report.last().layers.is_empty() {
-        let (layers, moe) = (report.last().layers.len(), &model.moe);
+        let layers = report.last().layers.len();
         let plural = if layers == 1 { "" } else { "s" };
         facts.push(format!("{layers} MoE layer{plural}, top {} of {} experts", moe.top_k, moe.num_experts));
     }
-    let data = report.context.as_ref().map(|context| escape(&context.data)).unwrap_or_default();
+    let data = match &report.data {
+        Data::Text(context) => context.as_ref().map(|context| escape(&context.data)),
+        Data::Images(context, _) => context.as_ref().map(|context| escape(&context.data)),
+    };
+    let data = data.unwrap_or_default();
     format!(
         "<header><h1>{}</h1><p>{}</p><p class=\"dim\">{data}</p></header>\n",
         escape(&report.name),
@@ -68,17 +90,21 @@ fn header(report: &Report) -> String {
 /// The numbers that a reader looks for first.
 fn tiles(report: &Report) -> String {
     let last = report.last();
-    let of = format!("of {}", thousands(report.config.train.steps as f64));
+    let (steps, subject) = match &report.config {
+        RunConfig::Lm(config) => (config.train.steps, report.subject()),
+        RunConfig::Vit(config) => (config.train.steps, report.subject()),
+    };
     let mut tiles = vec![
-        ("steps", thousands(last.step as f64), of),
-        ("tokens", thousands(last.tokens as f64), "trained on".into()),
-        ("training loss", number(last.loss, 4), "nats per token".into()),
+        ("steps", thousands(last.step as f64), format!("of {}", thousands(steps as f64))),
+        (subject.unit(), thousands(subject.of_tokens(last.tokens as f64)), "trained on".into()),
+        ("training loss", number(last.loss, 4), format!("nats per {}", subject.one())),
     ];
     if let Some(validated) = report.last_validated() {
         tiles.extend(validation_tiles(report, validated));
     }
-    let speed = thousands(median(report.records.iter().map(|record| record.tokens_per_s)));
-    tiles.push(("tokens per second", speed, "median".into()));
+    let speed = median(report.records.iter().map(|record| record.tokens_per_s));
+    let speed = format!("{} per second", thousands(subject.of_tokens(speed)));
+    tiles.push(("speed", speed, format!("{}, median", subject.unit())));
     let tile = |(name, value, note): &(&str, String, String)| {
         format!("<div><dt>{name}</dt><dd>{value}</dd><dd class=\"dim\">{note}</dd></div>")
     };
@@ -92,7 +118,10 @@ fn validation_tiles(report: &Report, validated: &StepRecord) -> impl Iterator<It
     let best = all.fold(f64::INFINITY, f64::min);
     let best = format!("best {}", number(best, 4));
     let bpb = validated.valid_bpb.map(|bpb| ("bits per byte", number(bpb, 4), best));
-    loss.into_iter().chain(bpb)
+    let all = report.records.iter().filter_map(|record| record.valid_accuracy);
+    let best = format!("best {}", number(100.0 * all.fold(0.0, f64::max), 2));
+    let accuracy = validated.valid_accuracy.map(|part| ("accuracy, per cent", number(100.0 * part, 2), best));
+    loss.into_iter().chain(bpb).chain(accuracy)
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -114,6 +143,14 @@ fn load_intro() -> String {
     format!(
         "<p>Every row is an expert, every column a moment of the run. The colour is the expert's share of the \
          tokens times the number of experts: 1 is a fair share.</p>\n{}",
+        heatmap::legend()
+    )
+}
+
+fn classes_intro() -> String {
+    format!(
+        "<p>Measured at the end on all held-out images. Every row is an expert, every column a class. The colour is the share of the \
+         class among the tokens of the expert, over its share among all tokens: 1 is no preference.</p>\n{}",
         heatmap::legend()
     )
 }

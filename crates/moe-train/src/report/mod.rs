@@ -1,10 +1,11 @@
 //! `report.html`: what a run did, on one page that needs no other file.
 //!
-//! A pure function of `config.json`, `metrics.jsonl` and `context.json`: the same run gives the
+//! A pure function of `config.json`, `metrics.jsonl`, `context.json` and `classes.json`: the same run gives the
 //! same page, and it can be written at any time, also while the run still trains.
 
 mod axis;
 mod charts;
+mod classes;
 mod heatmap;
 mod html;
 mod labels;
@@ -14,8 +15,8 @@ mod svg;
 use std::path::{Path, PathBuf};
 
 use crate::{
-    config::TrainConfig,
-    run::{self, Context, FileError, MetricsError, RunError, StepRecord},
+    images::ClassLoad,
+    run::{self, Context, FileError, ImageContext, MetricsError, RunConfig, RunError, StepRecord, Subject},
 };
 
 const REPORT_FILE: &str = "report.html";
@@ -43,10 +44,16 @@ pub enum ReportError {
 /// Everything the page shows.
 struct Report {
     name: String,
-    config: TrainConfig,
+    config: RunConfig,
     /// In the order of their steps, at least one.
     records: Vec<StepRecord>,
-    context: Option<Context>,
+    data: Data,
+}
+
+/// What is known of the data.
+enum Data {
+    Text(Option<Context>),
+    Images(Option<ImageContext>, Vec<ClassLoad>),
 }
 
 /// Writes `report.html` into the run directory `dir`, replacing an earlier one; returns its path.
@@ -71,7 +78,26 @@ impl Report {
         // "." and the like have no name of their own.
         let full = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
         let name = full.file_name().unwrap_or(full.as_os_str()).to_string_lossy().into_owned();
-        Ok(Self { name, config, records, context: run::read_context(dir)? })
+        let data = match &config {
+            RunConfig::Lm(_) => Data::Text(run::read_context(dir)?),
+            RunConfig::Vit(_) => Data::Images(run::read_context(dir)?, run::read_class_loads(dir)?.unwrap_or_default()),
+        };
+        Ok(Self { name, config, records, data })
+    }
+
+    fn subject(&self) -> Subject {
+        match &self.config {
+            RunConfig::Lm(_) => Subject::Text,
+            RunConfig::Vit(config) => config.subject(),
+        }
+    }
+
+    /// That of a text, if it is known.
+    fn context(&self) -> Option<&Context> {
+        match &self.data {
+            Data::Text(context) => context.as_ref(),
+            Data::Images(..) => None,
+        }
     }
 
     fn last(&self) -> &StepRecord {
@@ -87,7 +113,7 @@ impl Report {
     fn bits_per_nat(&self) -> Option<f64> {
         let validated = self.last_validated();
         let measured = validated.and_then(|record| Some(record.valid_bpb? / record.valid_loss?));
-        let known = || self.context.as_ref().map(|context| 1.0 / context.nats_per_token(1.0));
+        let known = || self.context().map(|context| 1.0 / context.nats_per_token(1.0));
         let usable = |ratio: &f64| ratio.is_finite() && *ratio > 0.0;
         measured.filter(usable).or_else(known).filter(usable)
     }

@@ -5,6 +5,8 @@ use std::fs;
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::TrainConfig;
+use crate::images::{Standard, VitTrainConfig};
 use crate::run::{LayerRecord, Reference, Run, test_record};
 
 /// A run directory with these records.
@@ -163,4 +165,48 @@ fn a_run_without_a_logged_step_has_no_report() {
     assert!(text.contains("has no logged step yet"), "{text}");
     let nowhere = tempfile::tempdir().unwrap();
     assert!(write_report(nowhere.path()).unwrap_err().to_string().contains("holds no run"));
+}
+
+/// A run of a vision model with two classes, one of which is called like markup.
+fn vision_run(records: &[StepRecord]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = Run::create(dir.path(), &VitTrainConfig::preset("tiny").unwrap()).unwrap();
+    records.iter().for_each(|record| run.log(record).unwrap());
+    let standard = Standard { mean: vec![0.5], std: vec![0.2] };
+    let context = ImageContext {
+        data: "drawn".into(),
+        classes: vec!["cat".into(), "<dog>".into()],
+        standard,
+        linear_accuracy: 0.125,
+        images_crc32: 0,
+    };
+    run.write_context(&context).unwrap();
+    run.write_class_loads(&[ClassLoad { layer: 1, counts: vec![vec![3, 0, 5, 1], vec![1, 0, 5, 9]] }]).unwrap();
+    dir
+}
+
+#[test]
+fn a_vision_run_shows_accuracy_images_and_which_classes_experts_serve() {
+    let mut records = long_run(30, 1, 4);
+    records.iter_mut().for_each(|record| record.valid_bpb = None);
+    records
+        .iter_mut()
+        .filter(|record| record.valid_loss.is_some())
+        .for_each(|record| record.valid_accuracy = Some(0.4375));
+    let dir = vision_run(&records);
+    let text = fs::read_to_string(write_report(dir.path()).unwrap()).unwrap();
+    assert_well_formed(&text);
+    for part in [
+        "Accuracy",
+        "43.75",
+        "linear model on the pixels 12.5 %",
+        "images per second",
+        "Experts and classes",
+        "&lt;dog&gt;",
+        "nats per image",
+        "&quot;task&quot;: &quot;vit&quot;",
+    ] {
+        assert!(text.contains(part), "{part} is missing");
+    }
+    assert!(!text.contains("bits per byte") && !text.contains("NaN"));
 }

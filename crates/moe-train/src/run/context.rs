@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::images::{ImageData, Standard};
+
 /// What the held-out text is, and how well methods without training do on it.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct Context {
@@ -29,6 +31,34 @@ impl Context {
     /// The cross-entropy in nats per token that `bits_per_byte` amounts to.
     pub fn nats_per_token(&self, bits_per_byte: f64) -> f64 {
         bits_per_byte * std::f64::consts::LN_2 * self.bytes_per_token
+    }
+}
+
+/// What the images of a run are, and how well a linear model does on those that are held out.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct ImageContext {
+    /// One line on the images, for the reader of the report.
+    pub data: String,
+    /// Names of the classes, by label.
+    pub classes: Vec<String>,
+    /// What the numbers of an image are made by.
+    pub standard: Standard,
+    /// Part of the held-out images whose class a linear model on the pixels finds.
+    pub linear_accuracy: f64,
+    /// CRC-32 of all images, to tell whether a resumed run still has them.
+    pub images_crc32: u32,
+}
+
+impl ImageContext {
+    /// Of images on which a linear model has this accuracy.
+    pub fn new(data: &ImageData, linear_accuracy: f64) -> Self {
+        Self {
+            data: data.description.clone(),
+            classes: data.classes.clone(),
+            standard: data.standard.clone(),
+            linear_accuracy,
+            images_crc32: data.checksum(),
+        }
     }
 }
 

@@ -20,9 +20,9 @@ pub struct TrainState {
     pub tokens: u64,
     /// Training time so far, over all sessions of the run.
     pub seconds: f64,
-    /// The lowest validation loss so far in nats per token.
+    /// The lowest validation loss so far in nats per token, or per image.
     pub best_valid_loss: Option<f64>,
-    /// Loss in nats per token and bits per byte of the last validation.
+    /// Loss of the last validation, and bits per byte of text or the accuracy on images.
     pub last_valid: Option<(f64, f64)>,
 }
 

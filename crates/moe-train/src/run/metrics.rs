@@ -21,9 +21,9 @@ use super::files::{self, FileError};
 pub struct StepRecord {
     /// Optimizer steps done, from 1.
     pub step: usize,
-    /// Tokens trained on so far.
+    /// Tokens trained on so far; a vision model makes several of an image.
     pub tokens: u64,
-    /// Cross-entropy of the training batch in nats per token.
+    /// Cross-entropy of the training batch in nats per token, or per image.
     #[serde(deserialize_with = "null_as_nan")]
     pub loss: f64,
     /// Load-balance loss, unweighted, summed over the layers.
@@ -43,12 +43,15 @@ pub struct StepRecord {
     pub tokens_per_s: f64,
     /// One entry for every MoE layer, in the order of the model.
     pub layers: Vec<LayerRecord>,
-    /// Held-out cross-entropy in nats per token, where this step validated.
+    /// Held-out cross-entropy in nats per token or per image, where this step validated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_loss: Option<f64>,
     /// Held-out cross-entropy in bits per byte of text, where this step validated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_bpb: Option<f64>,
+    /// Part of the held-out images whose class was found, where this step validated a vision model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_accuracy: Option<f64>,
 }
 
 /// The routing of one MoE layer at one step.
@@ -294,6 +297,7 @@ pub(crate) mod tests {
                 .into(),
             valid_loss: None,
             valid_bpb: None,
+            valid_accuracy: None,
         }
     }
 

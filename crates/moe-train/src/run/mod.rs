@@ -1,10 +1,11 @@
 //! The run directory: everything that a run leaves behind.
 //!
 //! ```text
-//! config.json     everything needed to repeat the run
-//! context.json    reference figures for the held-out text, if they were measured
+//! config.json     everything needed to repeat the run, and the kind of its model
+//! context.json    what the data is, and reference figures for what is held out
 //! metrics.jsonl   one object for every logged step
 //! checkpoints/    step-00000100/{model.mpk, optim.mpk, state.json} .. and `best`, which names one
+//! classes.json    of a vision model: which classes its experts serve, measured at the end
 //! report.html     written at the end
 //! .lock           held by the program that trains here
 //! ```
@@ -13,12 +14,14 @@
 //! `--resume` whenever the program or the machine stopped.
 
 mod checkpoint;
+mod config;
 mod context;
 mod files;
 mod lock;
 mod manifest;
 mod metrics;
 mod record;
+mod subject;
 
 use std::{
     fs,
@@ -32,14 +35,19 @@ use burn::{
     tensor::backend::{AutodiffBackend, Backend},
 };
 
-use crate::config::TrainConfig;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::images::ClassLoad;
 
 pub use checkpoint::{CheckpointError, Checkpoints, Which};
-pub use context::{Context, Reference};
+pub use config::{RunConfig, Settings};
+pub use context::{Context, ImageContext, Reference};
 pub use files::FileError;
 pub use manifest::TrainState;
 pub use metrics::{LayerRecord, MetricsError, StepRecord, read_metrics};
+pub use subject::Subject;
 
+pub(crate) use config::TASK;
 pub(crate) use files::write_atomic;
 #[cfg(test)]
 pub(crate) use metrics::tests::record as test_record;
@@ -50,6 +58,7 @@ use metrics::MetricsLog;
 const CONFIG_FILE: &str = "config.json";
 const CONTEXT_FILE: &str = "context.json";
 const METRICS_FILE: &str = "metrics.jsonl";
+const CLASSES_FILE: &str = "classes.json";
 const CHECKPOINT_DIR: &str = "checkpoints";
 
 /// Why a run directory cannot be used.
@@ -102,6 +111,24 @@ pub enum RunError {
         /// The directory.
         dir: PathBuf,
     },
+    /// It is a run of another kind of model.
+    #[error("{} is the run of a {found} model, and a {wanted} model is needed here", dir.display())]
+    OtherTask {
+        /// The directory.
+        dir: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// What is asked for.
+        wanted: &'static str,
+    },
+    /// A small file of the run is not what was written.
+    #[error("{} is not what this program wrote: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
     /// `config.json` is not what was written.
     #[error("{} is not the configuration of a run: {source}", path.display())]
     Config {
@@ -136,15 +163,16 @@ impl Run {
     /// # Errors
     ///
     /// Refuses a directory that holds a run or any other file, and one that cannot be written.
-    pub fn create(dir: &Path, config: &TrainConfig) -> Result<Self, RunError> {
+    pub fn create(dir: &Path, config: impl Into<RunConfig>) -> Result<Self, RunError> {
+        let config = config.into();
         refuse_used(dir)?;
         files::create_dirs(dir)?;
         let lock = acquire(dir)?;
         // Again: another program may have been faster.
         refuse_used(dir)?;
         files::create_dirs(&dir.join(CHECKPOINT_DIR))?;
-        write_config(dir, config)?;
-        Self::with_lock(dir, config, lock)
+        write_config(dir, &config)?;
+        Self::with_lock(dir, &config, lock)
     }
 
     /// Opens the run in `dir` to go on with it, and settles what a killed program left behind.
@@ -152,7 +180,7 @@ impl Run {
     /// # Errors
     ///
     /// Refuses a directory without a run and one in use by another program.
-    pub fn open(dir: &Path) -> Result<(Self, TrainConfig), RunError> {
+    pub fn open(dir: &Path) -> Result<(Self, RunConfig), RunError> {
         // Read before locking: a directory without a run stays untouched.
         read_config(dir)?;
         let lock = acquire(dir)?;
@@ -162,10 +190,10 @@ impl Run {
         Ok((run, config))
     }
 
-    fn with_lock(dir: &Path, config: &TrainConfig, lock: RunLock) -> Result<Self, RunError> {
+    fn with_lock(dir: &Path, config: &RunConfig, lock: RunLock) -> Result<Self, RunError> {
         Ok(Self {
             dir: dir.to_path_buf(),
-            keep_last: config.train.keep_last,
+            keep_last: config.keep_last(),
             checkpoints: checkpoints(dir),
             metrics: MetricsLog::open(dir.join(METRICS_FILE))?,
             _lock: lock,
@@ -178,15 +206,20 @@ impl Run {
     }
 
     /// Replaces `config.json`, e.g. when a resumed run gets more steps.
-    pub fn update_config(&mut self, config: &TrainConfig) -> Result<(), RunError> {
-        self.keep_last = config.train.keep_last;
-        write_config(&self.dir, config)
+    pub fn update_config(&mut self, config: impl Into<RunConfig>) -> Result<(), RunError> {
+        let config = config.into();
+        self.keep_last = config.keep_last();
+        write_config(&self.dir, &config)
     }
 
-    /// Stores the reference figures that the report draws.
-    pub fn write_context(&self, context: &Context) -> Result<(), RunError> {
-        let text = serde_json::to_vec_pretty(context).expect("string keys only");
-        Ok(write_atomic(&self.dir.join(CONTEXT_FILE), &text)?)
+    /// Stores what is known of the data: a [`Context`] or an [`ImageContext`].
+    pub fn write_context(&self, context: &impl Serialize) -> Result<(), RunError> {
+        write_json(&self.dir.join(CONTEXT_FILE), context)
+    }
+
+    /// Stores which classes the experts serve.
+    pub fn write_class_loads(&self, loads: &[ClassLoad]) -> Result<(), RunError> {
+        write_json(&self.dir.join(CLASSES_FILE), &loads)
     }
 
     /// Appends a line to `metrics.jsonl`.
@@ -250,12 +283,12 @@ impl Run {
 
 /// The configuration and the checkpoints of the run in `dir`, to read only: takes no lock, changes
 /// nothing, and works while the run is still training.
-pub fn inspect(dir: &Path) -> Result<(Checkpoints, TrainConfig), RunError> {
+pub fn inspect(dir: &Path) -> Result<(Checkpoints, RunConfig), RunError> {
     Ok((checkpoints(dir), read_config(dir)?))
 }
 
 /// The configuration of the run in `dir`.
-pub fn read_config(dir: &Path) -> Result<TrainConfig, RunError> {
+pub fn read_config(dir: &Path) -> Result<RunConfig, RunError> {
     let path = dir.join(CONFIG_FILE);
     let bytes = match files::read(&path) {
         Err(error) if error.is_not_found() => {
@@ -263,7 +296,7 @@ pub fn read_config(dir: &Path) -> Result<TrainConfig, RunError> {
         }
         result => result?,
     };
-    serde_json::from_slice(&bytes).map_err(|source| match is_hugging_face(&bytes) {
+    RunConfig::parse(&bytes).map_err(|source| match is_hugging_face(&bytes) {
         true => RunError::HuggingFace { dir: dir.to_path_buf() },
         false => RunError::Config { path, source },
     })
@@ -274,14 +307,27 @@ fn is_hugging_face(config: &[u8]) -> bool {
     serde_json::from_slice::<serde_json::Value>(config).is_ok_and(|config| config.get("model_type").is_some())
 }
 
-/// The reference figures of the run in `dir`; `None` if none were stored.
-pub fn read_context(dir: &Path) -> Result<Option<Context>, RunError> {
-    let path = dir.join(CONTEXT_FILE);
+/// What the run in `dir` knows of its data, a [`Context`] or an [`ImageContext`]; `None` if nothing was stored.
+pub fn read_context<C: DeserializeOwned>(dir: &Path) -> Result<Option<C>, RunError> {
+    read_json(dir.join(CONTEXT_FILE))
+}
+
+/// Which classes the experts of the run in `dir` serve; `None` if that was not measured.
+pub fn read_class_loads(dir: &Path) -> Result<Option<Vec<ClassLoad>>, RunError> {
+    read_json(dir.join(CLASSES_FILE))
+}
+
+fn read_json<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, RunError> {
     let bytes = match files::read(&path) {
         Err(error) if error.is_not_found() => return Ok(None),
         result => result?,
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(|source| RunError::Config { path, source })
+    serde_json::from_slice(&bytes).map(Some).map_err(|source| RunError::Json { path, source })
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), RunError> {
+    let text = serde_json::to_vec_pretty(value).expect("string keys only");
+    Ok(write_atomic(path, &text)?)
 }
 
 /// The metrics of the run in `dir`, without a line that a kill cut short.
@@ -293,9 +339,8 @@ fn checkpoints(dir: &Path) -> Checkpoints {
     Checkpoints::new(dir.join(CHECKPOINT_DIR))
 }
 
-fn write_config(dir: &Path, config: &TrainConfig) -> Result<(), RunError> {
-    let text = serde_json::to_vec_pretty(config).expect("string keys only");
-    Ok(write_atomic(&dir.join(CONFIG_FILE), &text)?)
+fn write_config(dir: &Path, config: &RunConfig) -> Result<(), RunError> {
+    write_json(&dir.join(CONFIG_FILE), config)
 }
 
 fn acquire(dir: &Path) -> Result<RunLock, RunError> {

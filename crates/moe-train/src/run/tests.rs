@@ -1,6 +1,7 @@
 //! What a run directory accepts, refuses and survives.
 
 use super::*;
+use crate::config::TrainConfig;
 
 fn config() -> TrainConfig {
     TrainConfig::preset("tiny").unwrap()
@@ -19,7 +20,7 @@ fn a_run_opens_with_the_configuration_it_was_created_with() {
     drop(Run::create(&dir, &config).unwrap());
     let (run, opened) = Run::open(&dir).unwrap();
     assert_eq!(run.dir(), dir);
-    assert_eq!(serde_json::to_value(&opened).unwrap(), serde_json::to_value(&config).unwrap());
+    assert_eq!(opened, RunConfig::from(&config));
 }
 
 #[test]
@@ -109,7 +110,7 @@ fn resuming_replaces_the_steps_after_the_checkpoint() {
 fn reference_figures_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let run = Run::create(dir.path(), &config()).unwrap();
-    assert_eq!(read_context(dir.path()).unwrap(), None);
+    assert_eq!(read_context::<Context>(dir.path()).unwrap(), None);
     let context = Context {
         data: "1.2 MB of text".into(),
         bytes_per_token: 1.0,

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use default_moe::optimizer::HasDefaultVectors;
 use default_moe::{DefaultUpdate, DefaultVectorStats};
 use moe_kernels::AutodiffMoeBackend;
-use moe_models::lm::{Lm, MoeLayerOutput};
+use moe_models::lm::MoeLayerOutput;
 
 use crate::run::LayerRecord;
 
@@ -48,7 +48,7 @@ impl<B: AutodiffMoeBackend> DefaultUpdates<B> {
     }
 
     /// Writes what they do to the vectors of `model` into the records of their layers.
-    pub(super) fn write_stats(&self, model: &Lm<B>, records: &mut [LayerRecord]) {
+    pub(super) fn write_stats(&self, model: &impl HasDefaultVectors<B>, records: &mut [LayerRecord]) {
         for (found, vectors) in self.0.iter().zip(model.default_vectors()) {
             if let Some(record) = records.iter_mut().find(|record| record.layer == found.layer) {
                 let stats = DefaultVectorStats::of_step(vectors, &found.update, found.energy.clone());
@@ -58,8 +58,8 @@ impl<B: AutodiffMoeBackend> DefaultUpdates<B> {
     }
 
     /// Moves the vectors of `model`.
-    pub(super) fn absorb_into(self, model: &mut Lm<B>) {
+    pub(super) fn absorb_into(self, model: &mut impl HasDefaultVectors<B>) {
         let updates: Vec<_> = self.0.into_iter().map(|found| found.update).collect();
-        model.absorb(&updates);
+        model.absorb_updates(&updates);
     }
 }

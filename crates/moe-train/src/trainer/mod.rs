@@ -22,20 +22,28 @@ mod router_loads;
 mod session;
 mod step;
 mod summary;
+mod task;
 
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vit_tests;
 
 use std::path::Path;
 
+use excitation_optim::FindExperts;
 use moe_kernels::AutodiffMoeBackend;
 use moe_models::checkpoint::HfCheckpoint;
 use moe_models::lm::Lm;
+use moe_models::vit::Vit;
 
 use crate::config::TrainConfig;
 use crate::data::TextData;
+use crate::images::{ImageData, VitTrainConfig};
+use crate::model::Trainable;
+use crate::optim::ModelExperts;
 use crate::progress::Progress;
 use crate::run::{Run, TrainState};
 
@@ -44,6 +52,7 @@ pub use step::{NotFinite, Optim, StepOutcome, StepSettings, Trainee};
 pub use summary::Summary;
 
 use session::Session;
+use task::{ImageTask, Task, TextTask};
 
 /// Trains `config.model` on `data` up to `config.train.steps`, from the latest checkpoint of `run` if it has one.
 ///
@@ -60,20 +69,63 @@ pub fn train<B: AutodiffMoeBackend>(
     progress: &mut dyn Progress,
     device: &B::Device,
 ) -> Result<Summary, TrainError> {
-    let (trainee, mut session) = start::<B>(config, data, run, device)?;
+    let task = TextTask { config, data };
+    let initial = config.train.init_from.as_ref().map(|dir| || load_initial(config, dir, device));
+    run_task(&task, Trainee::<B>::new(config, device), initial, run, progress, device)
+}
+
+/// [`train`] for a vision model.
+///
+/// # Errors
+///
+/// As there.
+pub fn train_vit<B: AutodiffMoeBackend>(
+    config: &VitTrainConfig,
+    data: &ImageData,
+    run: &mut Run,
+    progress: &mut dyn Progress,
+    device: &B::Device,
+) -> Result<Summary, TrainError> {
+    let task = ImageTask::new(config, data);
+    let initial: Option<fn() -> Result<Vit<B>, TrainError>> = None;
+    run_task(&task, Trainee::new_vit(config, device), initial, run, progress, device)
+}
+
+/// Trains from the latest checkpoint of `run`; without one `new`, or in the place of its model the one that `initial` returns.
+fn run_task<B, M, T>(
+    task: &T,
+    new: Trainee<B, M>,
+    initial: Option<impl FnOnce() -> Result<M, TrainError>>,
+    run: &mut Run,
+    progress: &mut dyn Progress,
+    device: &B::Device,
+) -> Result<Summary, TrainError>
+where
+    B: AutodiffMoeBackend,
+    M: Trainable<B>,
+    T: Task<B, M>,
+    ModelExperts: FindExperts<M>,
+{
+    let (trainee, mut session) = start(task, new, initial, run, device)?;
     run.truncate_metrics_after(session.step())?;
-    progress.start(session.step(), config.train.steps);
+    progress.start(session.step(), session.total_steps());
     let trained = take_steps(trainee, &mut session, run, progress);
     progress.finish();
     trained.map(|()| session.summary())
 }
 
-fn take_steps<B: AutodiffMoeBackend>(
-    mut trainee: Trainee<B>,
-    session: &mut Session<'_, B>,
+fn take_steps<B, M, T>(
+    mut trainee: Trainee<B, M>,
+    session: &mut Session<'_, B, M, T>,
     run: &mut Run,
     progress: &mut dyn Progress,
-) -> Result<(), TrainError> {
+) -> Result<(), TrainError>
+where
+    B: AutodiffMoeBackend,
+    M: Trainable<B>,
+    T: Task<B, M>,
+    ModelExperts: FindExperts<M>,
+{
     let mut interrupted = false;
     while !session.is_done() && !interrupted {
         let outcome;
@@ -103,32 +155,34 @@ fn load_initial<B: AutodiffMoeBackend>(
     Ok(model.with_dtype(config.train.dtype.into()))
 }
 
-/// Model, optimizer and state of the latest checkpoint, or those of a new run: of the checkpoint it starts
-/// from, or dependent on the seed alone.
-fn start<'a, B: AutodiffMoeBackend>(
-    config: &'a TrainConfig,
-    data: &'a TextData,
+/// Model, optimizer and state of the latest checkpoint, or those of a new run.
+fn start<'a, B, M, T>(
+    task: &'a T,
+    new: Trainee<B, M>,
+    initial: Option<impl FnOnce() -> Result<M, TrainError>>,
     run: &Run,
     device: &'a B::Device,
-) -> Result<(Trainee<B>, Session<'a, B>), TrainError> {
-    let Trainee { model, optim } = Trainee::<B>::new(config, device);
-    match run.load_latest(model.clone(), optim.clone(), device)? {
-        Some((model, optim, state)) => {
-            let checkpoint = Some(state.step);
-            let session = Session::new(config, data, device, state, checkpoint);
-            Ok((Trainee { model, optim: optim.starting_at(session.step()) }, session))
-        }
-        None => {
-            let model = match &config.train.init_from {
-                Some(dir) => {
-                    // Not both in memory at once.
-                    drop(model);
-                    load_initial(config, dir, device)?
-                }
-                None => model,
-            };
-            let session = Session::new(config, data, device, TrainState::default(), None);
-            Ok((Trainee { model, optim }, session))
-        }
+) -> Result<(Trainee<B, M>, Session<'a, B, M, T>), TrainError>
+where
+    B: AutodiffMoeBackend,
+    M: Trainable<B>,
+    T: Task<B, M>,
+    ModelExperts: FindExperts<M>,
+{
+    let Trainee { model, optim } = new;
+    if let Some((model, optim, state)) = run.load_latest(model.clone(), optim.clone(), device)? {
+        let checkpoint = Some(state.step);
+        let session = Session::new(task, device, state, checkpoint);
+        return Ok((Trainee { model, optim: optim.starting_at(session.step()) }, session));
     }
+    let session = Session::new(task, device, TrainState::default(), None);
+    let model = match initial {
+        Some(initial) => {
+            // Not both in memory at once.
+            drop(model);
+            initial()?
+        }
+        None => model,
+    };
+    Ok((Trainee { model, optim }, session))
 }

@@ -2,7 +2,8 @@
 
 use moe_kernels::AutodiffMoeBackend;
 use moe_layers::ExpertLoad;
-use moe_models::lm::{Lm, MoeLayerOutput};
+use moe_layers::router::optimizer::HasRouters;
+use moe_models::lm::MoeLayerOutput;
 
 /// Merged over the micro-batches, one for each MoE layer.
 pub(super) struct RouterLoads<B: AutodiffMoeBackend>(Vec<ExpertLoad<B>>);
@@ -25,7 +26,7 @@ impl<B: AutodiffMoeBackend> RouterLoads<B> {
     }
 
     /// Tells the routers of `model`.
-    pub(super) fn absorb_into(self, model: &mut Lm<B>) {
+    pub(super) fn absorb_into(self, model: &mut impl HasRouters<B>) {
         model.absorb_loads(&self.0);
     }
 }

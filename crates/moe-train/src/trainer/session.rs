@@ -1,41 +1,42 @@
 //! One stretch of training: where it stands, what is due after a step, and how fast it goes.
 
+use std::marker::PhantomData;
 use std::time::Instant;
 
-use burn::module::AutodiffModule;
+use excitation_optim::FindExperts;
 use moe_kernels::AutodiffMoeBackend;
-use moe_models::lm::Lm;
 
 use super::error::TrainError;
 use super::step::{NotFinite, StepOutcome, StepSettings, Trainee};
 use super::summary::{Summary, per_second};
-use crate::config::{LoopConfig, TrainConfig};
-use crate::data::{TextData, train_batch};
-use crate::evaluate::evaluate;
-use crate::optim::lr_at;
-use crate::run::{StepRecord, TrainState};
+use super::task::{Course, Pace, Task, Validation};
+use crate::model::Trainable;
+use crate::optim::{ModelExperts, lr_at};
+use crate::run::{StepRecord, Subject, TrainState};
 
 /// Training between two starts of the program.
-pub(super) struct Session<'a, B: AutodiffMoeBackend> {
-    config: &'a TrainConfig,
-    data: &'a TextData,
+pub(super) struct Session<'a, B: AutodiffMoeBackend, M, T> {
+    task: &'a T,
+    course: Course<'a>,
     device: &'a B::Device,
     state: TrainState,
     /// Step of the last checkpoint.
     checkpoint: Option<usize>,
     /// Tokens and seconds at the last record.
     recorded: (u64, f64),
+    model: PhantomData<M>,
 }
 
-impl<'a, B: AutodiffMoeBackend> Session<'a, B> {
-    pub(super) fn new(
-        config: &'a TrainConfig,
-        data: &'a TextData,
-        device: &'a B::Device,
-        state: TrainState,
-        checkpoint: Option<usize>,
-    ) -> Self {
-        Self { config, data, device, checkpoint, recorded: (state.tokens, state.seconds), state }
+impl<'a, B, M, T> Session<'a, B, M, T>
+where
+    B: AutodiffMoeBackend,
+    M: Trainable<B>,
+    T: Task<B, M>,
+    ModelExperts: FindExperts<M>,
+{
+    pub(super) fn new(task: &'a T, device: &'a B::Device, state: TrainState, checkpoint: Option<usize>) -> Self {
+        let recorded = (state.tokens, state.seconds);
+        Self { task, course: task.course(), device, checkpoint, recorded, state, model: PhantomData }
     }
 
     /// Optimizer steps done.
@@ -45,7 +46,7 @@ impl<'a, B: AutodiffMoeBackend> Session<'a, B> {
 
     /// Optimizer steps of the whole run.
     pub(super) fn total_steps(&self) -> usize {
-        self.config.train.steps
+        self.course.pace.steps
     }
 
     pub(super) fn state(&self) -> &TrainState {
@@ -57,34 +58,34 @@ impl<'a, B: AutodiffMoeBackend> Session<'a, B> {
     }
 
     pub(super) fn summary(&self) -> Summary {
-        Summary::new(&self.state, !self.is_done())
+        Summary::new(&self.state, self.task.subject(), !self.is_done())
     }
 
     /// Takes the next step and counts it, with its tokens and its time.
-    pub(super) fn train_step(&mut self, trainee: Trainee<B>) -> Result<(Trainee<B>, StepOutcome), TrainError> {
+    pub(super) fn train_step(&mut self, trainee: Trainee<B, M>) -> Result<(Trainee<B, M>, StepOutcome), TrainError> {
         let started = Instant::now();
-        let (config, step) = (self.config, self.state.step);
-        B::seed(self.device, noise_seed(self.config.train.seed, self.state.step));
+        let (course, step) = (&self.course, self.state.step);
+        B::seed(self.device, noise_seed(course.seed, step));
         let settings = StepSettings {
             lr: self.lr(step),
-            clip_norm: config.optim.clip_norm,
-            with_stats: Due::after(&config.train, step + 1).record,
+            clip_norm: course.optim.clip_norm,
+            with_stats: Due::after(&course.pace, step + 1).record,
         };
-        let batches =
-            (0..config.train.grad_accumulation).map(|micro| train_batch(&self.data.train, &config.train, step, micro));
+        let batches = (0..course.pace.grad_accumulation).map(|micro| self.task.batch(step, micro));
         let stepped = trainee.step(batches, &settings, self.device).map_err(|NotFinite(what)| {
             TrainError::NotFinite { what, step: step + 1, lr: settings.lr, checkpoint: self.checkpoint }
         })?;
         self.state.step += 1;
-        self.state.tokens += config.train.tokens_per_step() as u64;
+        self.state.tokens += self.course.pace.tokens as u64;
         self.state.seconds += started.elapsed().as_secs_f64();
         Ok(stepped)
     }
 
     /// The record of the step just taken, with a validation if one is due; `None` when none is due.
-    pub(super) fn record(&mut self, outcome: StepOutcome, model: &Lm<B>) -> Option<StepRecord> {
-        let due = Due::after(&self.config.train, self.state.step);
+    pub(super) fn record(&mut self, outcome: StepOutcome, model: &M) -> Option<StepRecord> {
+        let due = Due::after(&self.course.pace, self.state.step);
         let valid = due.validation.then(|| self.validate(model));
+        let judged_by_accuracy = self.task.subject() != Subject::Text;
         due.record.then(|| StepRecord {
             step: self.state.step,
             tokens: self.state.tokens,
@@ -95,13 +96,14 @@ impl<'a, B: AutodiffMoeBackend> Session<'a, B> {
             grad_norm: outcome.grad_norm,
             tokens_per_s: self.speed_since_last_record(),
             layers: outcome.layers,
-            valid_loss: valid.map(|(loss, _)| loss),
-            valid_bpb: valid.map(|(_, bpb)| bpb),
+            valid_loss: valid.as_ref().map(|valid| valid.loss),
+            valid_bpb: valid.as_ref().filter(|_| !judged_by_accuracy).map(|valid| valid.score),
+            valid_accuracy: valid.as_ref().filter(|_| judged_by_accuracy).map(|valid| valid.score),
         })
     }
 
     pub(super) fn is_checkpoint_due(&self) -> bool {
-        Due::after(&self.config.train, self.state.step).checkpoint
+        Due::after(&self.course.pace, self.state.step).checkpoint
     }
 
     pub(super) fn note_checkpoint(&mut self) {
@@ -109,18 +111,16 @@ impl<'a, B: AutodiffMoeBackend> Session<'a, B> {
     }
 
     fn lr(&self, step: usize) -> f64 {
-        lr_at(&self.config.optim, self.config.train.steps, step)
+        lr_at(self.course.optim, self.course.pace.steps, step)
     }
 
-    /// Loss and bits per byte on the held-out text.
-    fn validate(&mut self, model: &Lm<B>) -> (f64, f64) {
-        let config = &self.config.train;
-        let batches = Some(config.valid_batches);
-        let result = evaluate(&model.valid(), &self.data.valid, config, batches, self.device);
+    /// Loss and score on what is held out.
+    fn validate(&mut self, model: &M) -> Validation {
+        let result = self.task.validate(&model.valid(), self.device);
         let best = self.state.best_valid_loss.unwrap_or(f64::INFINITY);
         self.state.best_valid_loss = Some(best.min(result.loss));
-        self.state.last_valid = Some((result.loss, result.bpb));
-        (result.loss, result.bpb)
+        self.state.last_valid = Some((result.loss, result.score));
+        result
     }
 
     fn speed_since_last_record(&mut self) -> f64 {
@@ -147,14 +147,14 @@ struct Due {
 
 impl Due {
     /// After `step` steps of the run, from 1.
-    fn after(config: &LoopConfig, step: usize) -> Self {
-        let last = step == config.steps;
+    fn after(pace: &Pace, step: usize) -> Self {
+        let last = step == pace.steps;
         let every = |interval: usize| last || step.is_multiple_of(interval);
-        let validation = every(config.valid_every);
+        let validation = every(pace.valid_every);
         Self {
-            record: step == 1 || validation || every(config.log_every),
+            record: step == 1 || validation || every(pace.log_every),
             validation,
-            checkpoint: every(config.checkpoint_every),
+            checkpoint: every(pace.checkpoint_every),
         }
     }
 }
@@ -162,13 +162,20 @@ impl Due {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::LoopConfig;
     use crate::trainer::testing::config;
 
     #[test]
     fn intervals_the_first_and_the_last_step_are_recorded() {
-        let config = LoopConfig { steps: 11, log_every: 4, valid_every: 6, checkpoint_every: 5, ..config().train };
+        let pace = Pace::of_text(&LoopConfig {
+            steps: 11,
+            log_every: 4,
+            valid_every: 6,
+            checkpoint_every: 5,
+            ..config().train
+        });
         let steps = |pick: fn(&Due) -> bool| -> Vec<usize> {
-            (1..=11).filter(|&step| pick(&Due::after(&config, step))).collect()
+            (1..=11).filter(|&step| pick(&Due::after(&pace, step))).collect()
         };
         assert_eq!(steps(|due| due.record), [1, 4, 6, 8, 11]);
         assert_eq!(steps(|due| due.validation), [6, 11]);

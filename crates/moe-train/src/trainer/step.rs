@@ -4,28 +4,32 @@ use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use excitation_optim::LayerFactors;
+use excitation_optim::{FindExperts, LayerFactors};
 use moe_kernels::AutodiffMoeBackend;
 use moe_models::lm::{Lm, LmLoss};
+use moe_models::vit::Vit;
 
 use super::default_updates::DefaultUpdates;
 use super::router_loads::RouterLoads;
 use crate::config::TrainConfig;
-use crate::data::Batch;
 use crate::evaluate::RoutingTotals;
-use crate::optim::{ExpertLoads, Freeze, LmOptimizer, OptionallyExcited, clip_to, global_norm};
+use crate::images::VitTrainConfig;
+use crate::model::{Learns, Trainable};
+use crate::optim::{ExpertLoads, Freeze, LmOptimizer, ModelExperts, OptionallyExcited, clip_to, global_norm};
 use crate::run::LayerRecord;
 
-/// The optimizer of a language model.
-pub type Optim<B> = OptionallyExcited<LmOptimizer<Lm<B>, B>>;
+/// The optimizer of a model, a language model unless `M` says otherwise.
+pub type Optim<B, M = Lm<B>> = OptionallyExcited<LmOptimizer<M, B>>;
 
 /// A model with the optimizer that trains it. A step takes both by value: the update can then free each old weight and
 /// gradient as soon as its successor exists.
-pub struct Trainee<B: AutodiffMoeBackend> {
+///
+/// A language model unless `M` says otherwise.
+pub struct Trainee<B: AutodiffMoeBackend, M: AutodiffModule<B> = Lm<B>> {
     /// The model.
-    pub model: Lm<B>,
+    pub model: M,
     /// Its optimizer, with what that remembers of earlier steps.
-    pub optim: Optim<B>,
+    pub optim: Optim<B, M>,
 }
 
 /// How to take one step.
@@ -40,7 +44,7 @@ pub struct StepSettings {
 
 /// What a step measured before it changed the model. Losses are means over the micro-batches.
 pub struct StepOutcome {
-    /// Nats per token.
+    /// Nats per token, or per image.
     pub cross_entropy: f64,
     /// Balance loss, not weighted, summed over the layers.
     pub balance: f64,
@@ -67,7 +71,27 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
         let model = config.model.init::<B>(device).with_dtype(config.train.dtype.into());
         Self { model, optim: Optim::<B>::adamw(&config.optim).seeded(config.train.seed) }
     }
+}
 
+impl<B: AutodiffMoeBackend> Trainee<B, Vit<B>> {
+    /// A model at the start of its training, which depends on the config alone: its weights on `config.train.seed`.
+    ///
+    /// # Panics
+    ///
+    /// Panics when `config.model` contradicts itself; [`VitTrainConfig::validate`] finds that first.
+    pub fn new_vit(config: &VitTrainConfig, device: &B::Device) -> Self {
+        B::seed(device, config.train.seed);
+        let model = config.model.init::<B>(device);
+        Self { model, optim: Optim::<B, _>::adamw(&config.optim).seeded(config.train.seed) }
+    }
+}
+
+impl<B, M> Trainee<B, M>
+where
+    B: AutodiffMoeBackend,
+    M: Trainable<B>,
+    ModelExperts: FindExperts<M>,
+{
     /// Takes one step on `batches`, the micro-batches, all of one size.
     ///
     /// Every micro-batch weighs `1 / n`, so the cross-entropy part of the gradient is that of one batch made of all of
@@ -87,12 +111,12 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
     /// Panics when there is no batch.
     pub fn step(
         mut self,
-        batches: impl ExactSizeIterator<Item = Batch>,
+        batches: impl ExactSizeIterator<Item = <M as Learns<B>>::Batch>,
         settings: &StepSettings,
         device: &B::Device,
     ) -> Result<(Self, StepOutcome), NotFinite> {
         let micro_batches = batches.len();
-        self.model.measure(settings.with_stats);
+        self.model.set_measuring(settings.with_stats);
         let mut gathered = Gathered::new(settings.with_stats);
         gathered.loads = self.optim.is_excited().then(ExpertLoads::default);
         gathered.router_loads = self.model.absorbs_loads().then(RouterLoads::default);
@@ -141,8 +165,8 @@ impl StepOutcome {
 }
 
 /// Gradients and measurements, gathered over the micro-batches of a step.
-struct Gathered<B: AutodiffMoeBackend> {
-    grads: GradientsAccumulator<Lm<B>>,
+struct Gathered<B: AutodiffMoeBackend, M> {
+    grads: GradientsAccumulator<M>,
     /// `[3]` per micro-batch, on the device: its share of cross-entropy, balance loss and z-loss.
     losses: Vec<Tensor<B::InnerBackend, 1>>,
     updates: DefaultUpdates<B>,
@@ -155,7 +179,7 @@ struct Gathered<B: AutodiffMoeBackend> {
     freeze: Freeze,
 }
 
-impl<B: AutodiffMoeBackend> Gathered<B> {
+impl<B: AutodiffMoeBackend, M: Trainable<B>> Gathered<B, M> {
     fn new(with_stats: bool) -> Self {
         Self {
             grads: GradientsAccumulator::new(),
@@ -169,10 +193,9 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
     }
 
     /// Forward and backward of one of `micro_batches` micro-batches.
-    fn add(&mut self, model: &Lm<B>, batch: &Batch, micro_batches: usize, device: &B::Device) {
+    fn add(&mut self, model: &M, batch: &<M as Learns<B>>::Batch, micro_batches: usize, device: &B::Device) {
         let share = 1.0 / micro_batches as f64;
-        let (inputs, targets) = batch.to_tensors::<B>(device);
-        let LmLoss { total, cross_entropy, balance, z, layers } = model.loss(inputs, targets);
+        let LmLoss { total, cross_entropy, balance, z, layers } = model.loss_of(batch, device);
         let losses = Tensor::cat(vec![cross_entropy.inner(), balance.inner(), z.inner()], 0);
         self.losses.push(losses.mul_scalar(share));
         if let Some(totals) = &mut self.totals {
@@ -193,7 +216,7 @@ impl<B: AutodiffMoeBackend> Gathered<B> {
 
     /// The summed gradients, the merged updates of default vectors, and the measurements in one read (and another for the
     /// statistics of default vectors).
-    fn finish(mut self, model: &Lm<B>) -> (GradientsParams, DefaultUpdates<B>, StepOutcome) {
+    fn finish(mut self, model: &M) -> (GradientsParams, DefaultUpdates<B>, StepOutcome) {
         let grads = self.grads.grads();
         let [cross_entropy, balance, z, grad_norm] = read_scalars(model, &grads, self.losses);
         let mut outcome = StepOutcome {
@@ -231,7 +254,7 @@ mod tests {
 
     use super::*;
     use crate::config::{LoopConfig, OptimConfig};
-    use crate::data::train_batch;
+    use crate::data::{Batch, train_batch};
     use crate::trainer::testing::{config, text};
 
     type AD = Autodiff<Flex>;

@@ -8,7 +8,6 @@ use std::fs;
 use std::path::PathBuf;
 
 use burn::backend::Flex;
-use burn::tensor::backend::Backend;
 use safetensors::tensor::{TensorView, serialize_to_file};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -23,10 +22,14 @@ fn small(family: Family) -> LmConfig {
     LmConfig::new(11, 8, 2, 2, 10, 16).with_moe_layers(MoeLayers::All).with_moe(moe).with_qk_norm(family.qk_norm())
 }
 
+/// Another one at every call: all threads of a program share one generator of random numbers.
 fn model(config: &LmConfig) -> Lm<Flex> {
-    let device = Default::default();
-    Flex::seed(&device, 5);
-    config.init(&device)
+    config.init(&Default::default())
+}
+
+/// `[V, D]`, in a row.
+fn embedding(model: &Lm<Flex>) -> Vec<f32> {
+    model.embedding.val().into_data().to_vec().expect("f32")
 }
 
 /// Name, dtype, shape and bytes of a tensor in a file.
@@ -36,14 +39,17 @@ type Entry = (String, Dtype, Vec<usize>, Vec<u8>);
 struct Place {
     _dir: TempDir,
     path: PathBuf,
+    /// What the checkpoint was written from.
+    model: Lm<Flex>,
 }
 
 impl Place {
     fn new(export: &HfExport) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("model");
-        export.save(&model(&small(Family::Olmoe)), &path).expect("a small model of the family");
-        Self { path, _dir: dir }
+        let model = model(&small(Family::Olmoe));
+        export.save(&model, &path).expect("a small model of the family");
+        Self { path, model, _dir: dir }
     }
 
     /// In one file.

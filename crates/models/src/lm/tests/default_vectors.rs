@@ -23,7 +23,7 @@ fn updates(model: &Lm<AD>) -> Vec<DefaultUpdate<AD>> {
 
 fn trained() -> Lm<AD> {
     let mut model = model::<AD>(&config());
-    model.absorb(&updates(&model));
+    model.absorb_updates(&updates(&model));
     model
 }
 
@@ -40,7 +40,7 @@ fn only_absorbing_moves_the_vectors() {
     for (a, b) in first.iter().zip(second) {
         a.clone().into_matrix().into_data().assert_eq(&b.into_matrix().into_data(), true);
     }
-    model.absorb(&first);
+    model.absorb_updates(&first);
     assert_ne!(values(&model), zeros);
 }
 
@@ -64,9 +64,11 @@ fn vectors_of_zeros_say_nothing() {
 fn evaluation_is_switched_without_training() {
     let model = trained().valid();
     let frozen = logits(&model);
-    let top_k = model.clone().with_evaluation(Evaluation::TopK);
-    assert_ne!(logits(&top_k), frozen);
-    logits(&top_k.with_evaluation(Evaluation::Frozen)).assert_eq(&frozen, true);
+    let mut switched = model.clone();
+    switched.set_evaluation(Evaluation::TopK);
+    assert_ne!(logits(&switched), frozen);
+    switched.set_evaluation(Evaluation::Frozen);
+    logits(&switched).assert_eq(&frozen, true);
 }
 
 #[test]
@@ -87,9 +89,9 @@ fn the_energy_is_measured_on_request_only() {
         model.loss(batch(), targets()).layers.iter().filter(|layer| layer.default_energy.is_some()).count()
     };
     assert_eq!(measured(&model), 0);
-    model.measure(true);
+    model.set_measuring(true);
     assert_eq!(measured(&model), 2);
-    model.measure(false);
+    model.set_measuring(false);
     assert_eq!(measured(&model), 0);
 }
 
@@ -97,5 +99,5 @@ fn the_energy_is_measured_on_request_only() {
 #[should_panic(expected = "one update for each layer")]
 fn an_update_too_few_panics() {
     let mut model = model::<AD>(&config());
-    model.absorb(&updates(&model)[..1]);
+    model.absorb_updates(&updates(&model)[..1]);
 }
