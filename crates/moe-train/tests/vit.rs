@@ -19,6 +19,7 @@ const MICRO: &[&str] = &[
     "moe.num_experts=4",
     "moe.d_hidden=16",
     "train.batch_size=16",
+    "optim.lr=0.01",
     "train.valid_batches=2",
     "train.valid_every=10",
     "train.checkpoint_every=5",
@@ -68,19 +69,19 @@ fn with(command: &str, run: &Path, args: &[&str]) -> Command {
 fn a_run_trains_is_measured_and_leaves_everything_behind() {
     let (data, place) = (digits(), Place::new());
     let run = place.path("run");
-    let stdout = succeed(train(data.path(), &run, 60, &[]));
+    let stdout = succeed(train(data.path(), &run, 120, &[]));
     assert!(stdout.contains("40 held out, in 4 classes") && stdout.contains("chance 25.00 %"), "{stdout}");
     assert!(stdout.contains("a linear model on the pixels"), "{stdout}");
     let last = stdout.lines().last().expect("there is output");
-    for key in ["final: steps=60 images=960 valid_loss=", " valid_accuracy=", " images_per_s="] {
+    for key in ["final: steps=120 images=1920 valid_loss=", " valid_accuracy=", " images_per_s="] {
         assert!(last.contains(key), "{last}");
     }
 
     let records = metrics(&run);
     let loss = |i: usize| records[i]["loss"].as_f64().expect("a number");
-    assert!(loss(59) < 0.5 * loss(0), "{} -> {}", loss(0), loss(59));
-    let accuracy = records[59]["valid_accuracy"].as_f64().expect("a number");
-    assert!(accuracy > 0.9 && records[59].get("valid_bpb").is_none(), "{accuracy}");
+    assert!(loss(119) < 0.5 * loss(0), "{} -> {}", loss(0), loss(119));
+    let accuracy = records[119]["valid_accuracy"].as_f64().expect("a number");
+    assert!(accuracy > 0.9 && records[119].get("valid_bpb").is_none(), "{accuracy}");
     let counts = records[0]["layers"][0]["expert_counts"].as_array().expect("a list");
     assert_eq!(counts.iter().filter_map(|n| n.as_u64()).sum::<u64>(), 16 * 4 * 2, "every slot is served");
 
@@ -93,7 +94,7 @@ fn a_run_trains_is_measured_and_leaves_everything_behind() {
     let measured = succeed(with("eval", &run, &[]));
     let elsewhere = succeed(with("eval", &run, &["--data", data.path().to_str().expect("UTF-8")]));
     let result = |stdout: &str| stdout.lines().last().expect("there is output").to_string();
-    assert!(result(&measured).starts_with("eval: step=60 images=40 loss="), "{measured}");
+    assert!(result(&measured).starts_with("eval: step=120 images=40 loss="), "{measured}");
     assert_eq!(result(&elsewhere), result(&measured));
 }
 
