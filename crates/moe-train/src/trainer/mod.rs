@@ -87,8 +87,8 @@ pub fn train_vit<B: AutodiffMoeBackend>(
     device: &B::Device,
 ) -> Result<Summary, TrainError> {
     let task = ImageTask::new(config, data);
-    let initial: Option<fn() -> Result<Vit<B>, TrainError>> = None;
-    run_task(&task, Trainee::new_vit(config, device), initial, run, progress, device)
+    let trainee = Trainee::<B, Vit<B>>::new_vit(config, device);
+    run_task(&task, trainee, None::<fn() -> _>, run, progress, device)
 }
 
 /// Trains from the latest checkpoint of `run`; without one `new`, or in the place of its model the one that `initial` returns.
@@ -155,6 +155,8 @@ fn load_initial<B: AutodiffMoeBackend>(
     Ok(model.with_dtype(config.train.dtype.into()))
 }
 
+type Started<'a, B, M, T> = (Trainee<B, M>, Session<'a, B, M, T>);
+
 /// Model, optimizer and state of the latest checkpoint, or those of a new run.
 fn start<'a, B, M, T>(
     task: &'a T,
@@ -162,7 +164,7 @@ fn start<'a, B, M, T>(
     initial: Option<impl FnOnce() -> Result<M, TrainError>>,
     run: &Run,
     device: &'a B::Device,
-) -> Result<(Trainee<B, M>, Session<'a, B, M, T>), TrainError>
+) -> Result<Started<'a, B, M, T>, TrainError>
 where
     B: AutodiffMoeBackend,
     M: Trainable<B>,
