@@ -154,10 +154,16 @@ impl Job {
 fn experts(model: &VitConfig) -> String {
     let (layers, moe) = (&model.moe_layers, &model.moe);
     let kind = match model.soft_slots {
-        0 => format!("router {:?}", moe.router),
+        0 => format!("router {}", setting(moe.router)),
         slots => format!("{slots} slots each"),
     };
     format!("{} of width {} in layers {layers}, {kind}", moe.num_experts, moe.d_hidden)
+}
+
+/// A setting as it is written.
+fn setting(value: impl serde::Serialize) -> String {
+    let value = serde_json::to_value(value).expect("plain data");
+    value.as_str().map_or_else(|| value.to_string(), str::to_string)
 }
 
 fn load(config: &VitTrainConfig) -> Result<ImageData, Error> {

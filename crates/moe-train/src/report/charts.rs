@@ -63,7 +63,7 @@ pub(super) fn training(report: &Report) -> Vec<String> {
     let speed = smoothed("", 5, report.points(|record| Some(subject.of_tokens(record.tokens_per_s))));
     let mut grad_norm = report.chart("Gradient norm", "before clipping", grad_norm);
     grad_norm.scale = Scale::Magnitudes;
-    let speed = report.chart("Speed", &format!("{} per second", subject.unit()), speed);
+    let speed = report.chart("Speed", subject.per_second(), speed);
     let charts = [report.chart("Learning rate", "", vec![lr]), grad_norm, speed];
     charts.iter().map(Chart::render).collect()
 }

@@ -103,8 +103,7 @@ fn tiles(report: &Report) -> String {
         tiles.extend(validation_tiles(report, validated));
     }
     let speed = median(report.records.iter().map(|record| record.tokens_per_s));
-    let speed = format!("{} per second", thousands(subject.of_tokens(speed)));
-    tiles.push(("speed", speed, format!("{}, median", subject.unit())));
+    tiles.push((subject.per_second(), thousands(subject.of_tokens(speed)), "median".into()));
     let tile = |(name, value, note): &(&str, String, String)| {
         format!("<div><dt>{name}</dt><dd>{value}</dd><dd class=\"dim\">{note}</dd></div>")
     };

@@ -21,6 +21,14 @@ impl Subject {
         }
     }
 
+    /// What a speed is given in.
+    pub fn per_second(self) -> &'static str {
+        match self {
+            Self::Text => "tokens per second",
+            Self::Images { .. } => "images per second",
+        }
+    }
+
     /// One of what is counted.
     pub fn one(self) -> &'static str {
         match self {
