@@ -11,7 +11,7 @@ use crate::grads::Grads;
 use crate::layers::Member;
 use crate::modulation::{Draw, Utilization};
 use crate::slices::Snapshot;
-use crate::{ByModule, ExcitationConfig, ExpertLayers, FindExperts};
+use crate::{BurnOps, ByModule, ExcitationConfig, ExpertLayers, FindExperts, ScaleChange};
 
 /// Excitation without an optimizer of its own: [`Excitation`](crate::Excitation) holds one and the optimizer it drives.
 /// On its own it is for a loop that keeps its optimizer as it is, and that wants to see the factors.
@@ -76,6 +76,28 @@ impl<F> Exciter<F> {
         O: Optimizer<M, B>,
         F: FindExperts<M>,
     {
+        self.step_scaling_by(&BurnOps, inner, lr, module, grads)
+    }
+
+    /// [`step`](Self::step) with arithmetic of one's own.
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    pub fn step_scaling_by<M, B, O>(
+        &mut self,
+        scaling: &impl ScaleChange<B::InnerBackend>,
+        inner: &mut O,
+        lr: LearningRate,
+        module: M,
+        grads: impl Into<Grads>,
+    ) -> (M, Vec<LayerFactors<B::InnerBackend>>)
+    where
+        M: AutodiffModule<B>,
+        B: AutodiffBackend,
+        O: Optimizer<M, B>,
+        F: FindExperts<M>,
+    {
         let mut grads = grads.into();
         let layers = self.layers(&module);
         let members = layers.members();
@@ -85,7 +107,7 @@ impl<F> Exciter<F> {
         let module = if self.config.is_neutral() {
             grads.step(inner, lr, module)
         } else {
-            self.excite(inner, lr, module, grads, &members, &factors)
+            self.excite(scaling, inner, lr, module, grads, (&members, &factors))
         };
         (module, named(&layers, factors))
     }
@@ -114,12 +136,12 @@ impl<F> Exciter<F> {
 
     fn excite<M, B, O>(
         &self,
+        scaling: &impl ScaleChange<B::InnerBackend>,
         inner: &mut O,
         lr: LearningRate,
         module: M,
         mut grads: Grads,
-        members: &HashMap<ParamId, Member>,
-        factors: &[Tensor<B::InnerBackend, 1>],
+        (members, factors): (&HashMap<ParamId, Member>, &[Tensor<B::InnerBackend, 1>]),
     ) -> M
     where
         M: AutodiffModule<B>,
@@ -128,14 +150,14 @@ impl<F> Exciter<F> {
     {
         if !self.config.low_memory {
             let before = Snapshot::take(&module, members, self.decay(lr));
-            return before.scale_change(grads.step(inner, lr, module), members, factors);
+            return before.scale_change(grads.step(inner, lr, module), members, factors, scaling);
         }
         let each = grads.take_each(&module, members);
         let module = grads.step(inner, lr, module);
         each.into_iter().fold(module, |module, (id, grads)| {
             let member = HashMap::from([(id, members[&id])]);
             let before = Snapshot::take(&module, &member, self.decay(lr));
-            before.scale_change(grads.step(inner, lr, module), &member, factors)
+            before.scale_change(grads.step(inner, lr, module), &member, factors, scaling)
         })
     }
 }

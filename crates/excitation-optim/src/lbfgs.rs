@@ -6,7 +6,7 @@ use burn::tensor::backend::AutodiffBackend;
 
 use crate::exciter::take_utilization;
 use crate::slices::Snapshot;
-use crate::{Excitation, FindExperts};
+use crate::{BurnOps, Excitation, FindExperts};
 
 impl<B: AutodiffBackend, F> Excitation<LBFGS<B>, F> {
     /// One step of LBFGS, all its iterations together, whose whole change is scaled; returns the module and the loss
@@ -44,6 +44,6 @@ impl<B: AutodiffBackend, F> Excitation<LBFGS<B>, F> {
             (loss, grads)
         });
         let factors = self.exciter.next_factors(first.expect("LBFGS evaluates the loss at least once"));
-        (before.scale_change(module, &members, &factors), loss)
+        (before.scale_change(module, &members, &factors, &BurnOps), loss)
     }
 }

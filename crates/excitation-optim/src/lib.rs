@@ -10,6 +10,7 @@ mod lbfgs;
 mod modulation;
 mod per_expert;
 mod permutation;
+mod scaling;
 mod slices;
 
 pub use config::{Control, ExcitationConfig, Variant};
@@ -20,3 +21,4 @@ pub use grads::Grads;
 pub use layers::{ByModule, ExpertLayer, ExpertLayers, ExpertModule, FindExperts};
 pub use modulation::{Draw, Utilization};
 pub use per_expert::PerExpert;
+pub use scaling::{BurnOps, ScaleChange};

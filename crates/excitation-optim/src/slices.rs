@@ -1,8 +1,4 @@
 //! Expert parameters before a step, and the scaling of what the step changed.
-//!
-//! `theta_i <- new_i + (new_i - old_i) * (phi_i - 1)`, which is `old_i + phi_i * delta_i` \[S\] written so that a factor of
-//! 1 leaves `new_i` as it is; a factor of 0 gives `old_i` up to rounding. Computed as `new + (old - new) * (1 - phi)`: the same bits, and every operation can
-//! overwrite an operand.
 
 use std::collections::HashMap;
 
@@ -11,6 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
+use crate::ScaleChange;
 use crate::layers::{Member, Part};
 
 /// Expert parameters as they were before a step. A copy of none is made as long as nobody overwrites them.
@@ -47,8 +44,9 @@ impl Snapshot {
         module: M,
         members: &HashMap<ParamId, Member>,
         factors: &[Tensor<B::InnerBackend, 1>],
+        scaling: &impl ScaleChange<B::InnerBackend>,
     ) -> M {
-        module.map(&mut ScaleChange::<B::InnerBackend> { old: self.values, members, factors })
+        module.map(&mut ScaleEach::<B::InnerBackend, _> { old: self.values, members, factors, scaling })
     }
 }
 
@@ -71,44 +69,27 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Remember<'_> {
     }
 }
 
-struct ScaleChange<'a, I: Backend> {
+struct ScaleEach<'a, I: Backend, S> {
     old: GradientsParams,
     members: &'a HashMap<ParamId, Member>,
     factors: &'a [Tensor<I, 1>],
+    scaling: &'a S,
 }
 
-impl<B: AutodiffBackend> ModuleMapper<B> for ScaleChange<'_, B::InnerBackend> {
+impl<B: AutodiffBackend, S: ScaleChange<B::InnerBackend>> ModuleMapper<B> for ScaleEach<'_, B::InnerBackend, S> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let Some(old) = self.old.remove::<B::InnerBackend, D>(param.id) else { return param };
         let Member { layer, part } = self.members[&param.id];
         let (id, tensor, mapper) = param.consume();
         let require_grad = tensor.is_require_grad();
-        let scaled = scaled(old, tensor.inner(), self.factors[layer].clone(), part);
+        let new = tensor.inner();
+        let device = new.device();
+        let factors = self.factors[layer].clone().to_device(&device).cast(new.dtype());
+        let (factors, axis) = match part {
+            Part::Axis(axis) => (factors, axis),
+            Part::Whole(expert) => (factors.narrow(0, expert, 1), 0),
+        };
+        let scaled = self.scaling.scale_change(old.to_device(&device), new, factors, axis);
         Param::from_mapped_value(id, Tensor::from_inner(scaled).set_require_grad(require_grad), mapper)
-    }
-}
-
-fn scaled<I: Backend, const D: usize>(
-    old: Tensor<I, D>,
-    new: Tensor<I, D>,
-    phi: Tensor<I, 1>,
-    part: Part,
-) -> Tensor<I, D> {
-    let device = new.device();
-    let missing = phi.to_device(&device).neg().add_scalar(1.0).cast(new.dtype());
-    let missing = broadcast(missing, part);
-    let change = old.to_device(&device).sub(new.clone()).mul(missing);
-    new.add(change)
-}
-
-/// `[E]` to a tensor that broadcasts over a parameter.
-fn broadcast<I: Backend, const D: usize>(values: Tensor<I, 1>, part: Part) -> Tensor<I, D> {
-    let mut shape = [1; D];
-    match part {
-        Part::Axis(axis) => {
-            shape[axis] = values.dims()[0];
-            values.reshape(shape)
-        }
-        Part::Whole(expert) => values.narrow(0, expert, 1).reshape(shape),
     }
 }

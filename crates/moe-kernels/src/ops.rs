@@ -322,6 +322,19 @@ pub trait MoeBackend: Backend {
         portable::adamw_step::<Self>(param, grad, moments, step)
     }
 
+    /// `new + (old - new) * (1 - factor)` for `[N]` numbers in runs of `run`, whose factors are `factors` `[E]` over and over;
+    /// `N` is a multiple of `E * run`.
+    ///
+    /// An implementation may work in place on tensors that nobody else holds.
+    fn moe_scale_change(
+        old: FloatTensor<Self>,
+        new: FloatTensor<Self>,
+        factors: FloatTensor<Self>,
+        run: usize,
+    ) -> FloatTensor<Self> {
+        portable::scale_change::<Self>(old, new, factors, run)
+    }
+
     /// The sum of the squares of `x` `[N]`: `[1]`.
     fn moe_sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
         portable::sum_of_squares::<Self>(x)

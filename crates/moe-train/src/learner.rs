@@ -124,12 +124,18 @@ impl<B: MoeBackend> InferenceStep for LearnerLm<B> {
 #[cfg(test)]
 mod tests {
     use burn::backend::{Autodiff, Flex};
+    use burn::data::dataloader::DataLoaderBuilder;
+    use burn::data::dataloader::batcher::Batcher;
+    use burn::data::dataset::InMemDataset;
     use burn::lr_scheduler::constant::ConstantLr;
     use burn::module::{AutodiffModule, ModuleVisitor, Param};
     use burn::optim::{GradientsAccumulator, MultiGradientsParams};
     use burn::tensor::ElementConversion;
     use burn::tensor::backend::DeviceOps;
-    use burn::train::{Learner, LearningComponentsMarker};
+    use burn::train::renderer::CliMetricsRenderer;
+    use burn::train::{
+        ExecutionStrategy, Learner, LearningComponentsMarker, MultiDeviceOptim, SupervisedTraining, TrainingStrategy,
+    };
     use default_moe::optimizer::Absorbing;
     use excitation_optim::{Excitation, ExcitationConfig, Variant};
     use moe_layers::router::optimizer::Balancing;
@@ -215,10 +221,10 @@ mod tests {
         learner
     }
 
-    fn parameters(model: &LearnerLm<AD>) -> Vec<f32> {
+    fn parameters<B: Backend>(model: &LearnerLm<B>) -> Vec<f32> {
         struct Values(Vec<f32>);
-        impl ModuleVisitor<AD> for Values {
-            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<AD, D>>) {
+        impl<B: Backend> ModuleVisitor<B> for Values {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
                 self.0.extend(param.val().into_data().to_vec::<f32>().expect("parameters are f32"));
             }
         }
@@ -246,5 +252,62 @@ mod tests {
 
         assert_eq!(parameters(&accumulating.model()), parameters(&spread.model()));
         assert_ne!(parameters(&accumulating.model()), parameters(&start));
+    }
+
+    type Everything = Balancing<Absorbing<Excited>>;
+
+    fn everything() -> Everything {
+        let config = config();
+        let excitation = ExcitationConfig::new().with_variant(Variant::ZeroSum);
+        let excited = excitation.init_with(LmOptimizer::<LearnerLm<AD>, AD>::adamw(&config.optim), ModelExperts);
+        Balancing::new(Absorbing::new(excited))
+    }
+
+    /// Hands a batch on.
+    #[derive(Clone)]
+    struct Whole;
+
+    impl<B: Backend> Batcher<B, Batch, Batch> for Whole {
+        fn batch(&self, mut items: Vec<Batch>, _device: &B::Device) -> Batch {
+            items.remove(0)
+        }
+    }
+
+    /// The parameters after an epoch of the whole of burn's training, which gets its batches one by one.
+    fn after_an_epoch(start: &LearnerLm<AD>, batches: &[Batch], change: impl FnOnce(Training) -> Training) -> Vec<f32> {
+        let directory = tempfile::tempdir().expect("a place for logs");
+        let train = DataLoaderBuilder::new(Whole).batch_size(1).build(InMemDataset::new(batches.to_vec()));
+        let valid = DataLoaderBuilder::new(Whole).batch_size(1).build(InMemDataset::new(batches[..1].to_vec()));
+        let training = SupervisedTraining::new(directory.path(), train, valid)
+            .num_epochs(1)
+            .renderer(CliMetricsRenderer::new())
+            .with_application_logger(None);
+        let learner = Learner::new(start.clone(), everything(), ConstantLr::new(1e-2));
+        parameters(&change(training).launch(learner).model)
+    }
+
+    type Training = SupervisedTraining<LearningComponentsMarker<AD, ConstantLr, LearnerLm<AD>, Everything>>;
+
+    /// Two workers of burn's `Learner`, each with a half of the batches, move everything as one worker that accumulates two batches a
+    /// step: weights, excited experts, default vectors and selection biases.
+    #[test]
+    fn workers_of_the_learner_equal_one_that_accumulates() {
+        let (mut config, text) = (config(), text(600));
+        (config.model.moe.router, config.model.moe.default_vectors) = (RouterKind::Sigmoid, true);
+        let start = LearnerLm::counting(config.model.init(&Default::default()));
+        let [first, second]: [Vec<Batch>; 2] =
+            [0, 1].map(|half| (0..3).map(|step| train_batch(&text, &config.train, step, half)).collect());
+        let halves = [first.clone(), second.clone()].concat();
+        let in_turns: Vec<Batch> = first.into_iter().zip(second).flat_map(|(a, b)| [a, b]).collect();
+
+        let accumulated = after_an_epoch(&start, &in_turns, |training| training.grads_accumulation(2));
+        assert_ne!(accumulated, parameters(&start));
+        for optim in [MultiDeviceOptim::OptimMainDevice, MultiDeviceOptim::OptimSharded] {
+            let strategy = ExecutionStrategy::multi(vec![Default::default(); 2], optim);
+            let spread = after_an_epoch(&start, &halves, |training| {
+                training.with_training_strategy(TrainingStrategy::Default(strategy))
+            });
+            assert_eq!(spread, accumulated, "{optim:?}");
+        }
     }
 }

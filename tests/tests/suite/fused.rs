@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use moe_kernels::{
     AdamWStep, AutodiffMoeBackend, adamw_step, causal_attention, cross_entropy_rows, layer_norm, log_sum_exp_rows,
-    reference, rms_norm, rotary, softmax_rows, sum_of_squares,
+    reference, rms_norm, rotary, scale_change, softmax_rows, sum_of_squares,
 };
 use moe_tests::{
     assert_close, host, numeric_gradient, numeric_gradient_by_rows, on_every_backend_and_portable, random, tensor,
@@ -19,6 +19,8 @@ on_every_backend_and_portable!(
     a_masked_logit_gets_no_probability,
     a_nan_stays_in_its_row_and_is_not_hidden,
     adamw_matches_the_loop,
+    changes_are_scaled_slice_by_slice,
+    a_factor_of_one_keeps_the_bits,
     sum_of_squares_matches_the_loop,
     rotary_matches_the_rotation_of_every_pair,
     causal_attention_matches_the_loop,
@@ -208,6 +210,36 @@ fn adamw_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
             assert_close(what, &host(found.clone()), expected);
         }
     }
+}
+
+/// Sizes before the axis, along it and behind it: one of everything, runs of one number and of many, more than a thread takes at a
+/// time.
+const SLICES: [[usize; 3]; 6] = [[1, 1, 1], [3, 5, 1], [1, 4, 7], [2, 3, 5], [1, 3, 16_390], [1_640, 11, 1]];
+
+fn changes_are_scaled_slice_by_slice<B: AutodiffMoeBackend>(device: &B::Device) {
+    for [outer, slices, run] in SLICES {
+        let count = outer * slices * run;
+        let (old, new, factors) = (random(count, 30), random(count, 31), scaled(slices, 32, 3.0));
+        let expected = |factor: &dyn Fn(usize) -> f64| -> Vec<f64> {
+            (0..count).map(|i| old[i] + factor(i / run % slices) * (new[i] - old[i])).collect()
+        };
+        let [before, after] = [&old, &new].map(|x| tensor::<B, 3>(x, [outer, slices, run], device).inner());
+        let each = tensor::<B, 1>(&factors, [slices], device).inner();
+        let one = tensor::<B, 1>(&factors[..1], [1], device).inner();
+        let found = scale_change(before.clone(), after.clone(), each, 1);
+        assert_close("each slice", &host(found), &expected(&|slice| factors[slice]));
+        assert_close("all of it", &host(scale_change(before, after, one, 2)), &expected(&|_| factors[0]));
+    }
+}
+
+fn a_factor_of_one_keeps_the_bits<B: AutodiffMoeBackend>(device: &B::Device) {
+    let [old, new] = [30, 31].map(|seed| tensor::<B, 2>(&random(35, seed), [5, 7], device).inner());
+    let factors = Tensor::from_floats([1.0, 0.0, 1.0, 2.0, 1.0], device);
+    let found = scale_change(old.clone(), new.clone(), factors, 0);
+    for row in [0, 2, 4] {
+        found.clone().narrow(0, row, 1).into_data().assert_eq(&new.clone().narrow(0, row, 1).into_data(), true);
+    }
+    assert_close("a factor of 0", &host(found.narrow(0, 1, 1)), &host(old.narrow(0, 1, 1)));
 }
 
 fn sum_of_squares_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {

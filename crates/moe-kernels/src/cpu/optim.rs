@@ -54,6 +54,33 @@ fn adamw_block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], f: Factor
     }
 }
 
+/// `new += (old - new) * (1 - factor)` in place, in one pass: runs of `run` numbers have the `factors` over and over.
+pub(crate) fn scale_change(old: &[f32], new: &mut [f32], factors: &[f32], run: usize) {
+    let missing: Vec<f32> = factors.iter().map(|factor| 1.0 - factor).collect();
+    let blocks = new.par_chunks_mut(BLOCK).zip(old.par_chunks(BLOCK)).enumerate();
+    blocks.for_each(|(block, (new, old))| scale_block(old, new, &missing, run, block * BLOCK));
+}
+
+/// The numbers from `start` on.
+#[multiversion(targets = "simd")]
+fn scale_block(old: &[f32], new: &mut [f32], missing: &[f32], run: usize, start: usize) {
+    let (mut at, len) = (0, new.len());
+    while at < len {
+        let place = start + at;
+        let slice = place / run % missing.len();
+        // A run of one number has its neighbours' factors beside it.
+        let end = if run == 1 { at + missing.len() - slice } else { at + run - place % run }.min(len);
+        let numbers = new[at..end].iter_mut().zip(&old[at..end]);
+        if run == 1 {
+            numbers.zip(&missing[slice..]).for_each(|((new, &old), &missing)| *new += (old - *new) * missing);
+        } else {
+            let missing = missing[slice];
+            numbers.for_each(|(new, &old)| *new += (old - *new) * missing);
+        }
+        at = end;
+    }
+}
+
 /// `sum_i x_i^2`: blocks in f32, their sums in f64.
 pub(crate) fn sum_of_squares(x: &[f32]) -> f64 {
     let blocks: Vec<f32> = x.par_chunks(BLOCK).map(squares_of_block).collect();

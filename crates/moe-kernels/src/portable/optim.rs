@@ -24,6 +24,21 @@ pub(crate) fn adamw_step<B: Backend>(
     [param, first, second].map(unwrap)
 }
 
+/// The bits of `excitation-optim`'s own arithmetic.
+pub(crate) fn scale_change<B: Backend>(
+    old: FloatTensor<B>,
+    new: FloatTensor<B>,
+    factors: FloatTensor<B>,
+    run: usize,
+) -> FloatTensor<B> {
+    let ([old, new], factors) = ([old, new].map(wrap::<B, 1>), wrap::<B, 1>(factors));
+    let ([count], [num_experts]) = (old.dims(), factors.dims());
+    let [old, new] = [old, new].map(|x| x.reshape([count / (num_experts * run), num_experts, run]));
+    let missing = factors.neg().add_scalar(1.0).reshape([1, num_experts, 1]);
+    let change = (old - new.clone()) * missing;
+    unwrap((new + change).reshape([count]))
+}
+
 pub(crate) fn sum_of_squares<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     unwrap(wrap::<B, 1>(x).square().sum())
 }

@@ -5,9 +5,11 @@
 use burn::module::{AutodiffModule, ParamId};
 use burn::optim::{GradientsParams, LearningRate, MultiGradientsParams, Optimizer};
 use burn::tensor::Tensor;
-use burn::tensor::backend::{AutodiffBackend, Backend};
-use excitation_optim::{Exciter, ExpertLayer, ExpertLayers, FindExperts, Grads, LayerFactors, register_counts};
-use moe_kernels::{AutodiffMoeBackend, MoeBackend};
+use burn::tensor::backend::Backend;
+use excitation_optim::{
+    Exciter, ExpertLayer, ExpertLayers, FindExperts, Grads, LayerFactors, ScaleChange, register_counts,
+};
+use moe_kernels::{AutodiffMoeBackend, MoeBackend, scale_change};
 use moe_layers::{Experts, Moe};
 use moe_models::lm::{Lm, MoeLayerOutput};
 use moe_models::vit::Vit;
@@ -98,6 +100,22 @@ impl<I: MoeBackend> ExpertLoads<I> {
     }
 }
 
+/// Changes scaled by [`scale_change`], on a CPU in one pass; the same bits as [`BurnOps`](excitation_optim::BurnOps).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OnePass;
+
+impl<I: MoeBackend> ScaleChange<I> for OnePass {
+    fn scale_change<const D: usize>(
+        &self,
+        old: Tensor<I, D>,
+        new: Tensor<I, D>,
+        factors: Tensor<I, 1>,
+        axis: usize,
+    ) -> Tensor<I, D> {
+        scale_change(old, new, factors, axis)
+    }
+}
+
 /// An optimizer that is excited if its configuration says so. Its record is that of `inner` either way.
 #[derive(Clone, Debug)]
 pub struct OptionallyExcited<O> {
@@ -152,7 +170,7 @@ impl<O> OptionallyExcited<O> {
     ) -> (M, Vec<LayerFactors<B::InnerBackend>>)
     where
         M: AutodiffModule<B>,
-        B: AutodiffBackend,
+        B: AutodiffMoeBackend,
         O: Optimizer<M, B>,
         ModelExperts: FindExperts<M>,
     {
@@ -162,7 +180,7 @@ impl<O> OptionallyExcited<O> {
             Grads::Multi(all) => all.grads.iter_mut().for_each(|(grads, _)| self.freeze.drop_gradients(&module, grads)),
         }
         match (&mut self.exciter, grads) {
-            (Some(exciter), grads) => exciter.step(&mut self.inner, lr, module, grads),
+            (Some(exciter), grads) => exciter.step_scaling_by(&OnePass, &mut self.inner, lr, module, grads),
             (None, Grads::Single(grads)) => (self.inner.step(lr, module, grads), Vec::new()),
             (None, Grads::Multi(grads)) => (self.inner.step_multi(lr, module, grads), Vec::new()),
         }
@@ -172,7 +190,7 @@ impl<O> OptionallyExcited<O> {
 impl<M, B, O> Optimizer<M, B> for OptionallyExcited<O>
 where
     M: AutodiffModule<B>,
-    B: AutodiffBackend,
+    B: AutodiffMoeBackend,
     O: Optimizer<M, B>,
     ModelExperts: FindExperts<M>,
 {
@@ -192,5 +210,28 @@ where
 
     fn load_record(self, record: Self::Record) -> Self {
         Self { inner: self.inner.load_record(record), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use burn::tensor::Distribution;
+    use excitation_optim::BurnOps;
+
+    use super::*;
+
+    #[test]
+    fn one_pass_gives_the_bits_of_the_operations_of_burn() {
+        let device = Default::default();
+        let random = || Tensor::<Flex, 3>::random([5, 33, 17], Distribution::Normal(0.0, 1.0), &device);
+        let factors = |count| Tensor::<Flex, 1>::random([count], Distribution::Uniform(0.0, 4.0), &device);
+        let (old, new) = (random(), random());
+        for (count, axis) in [(5, 0), (33, 1), (17, 2), (1, 0)] {
+            let factors = factors(count);
+            let found = OnePass.scale_change(old.clone(), new.clone(), factors.clone(), axis);
+            let expected = BurnOps.scale_change(old.clone(), new.clone(), factors, axis);
+            assert_eq!(found.into_data(), expected.into_data(), "axis {axis}");
+        }
     }
 }

@@ -11,7 +11,7 @@ mod schedule;
 pub use adamw::FusedAdamW;
 pub(crate) use clip::clip_to;
 pub use clip::{clip_global_norm, global_norm, scale_gradients};
-pub use excited::{ExpertLoads, ModelExperts, OptionallyExcited};
+pub use excited::{ExpertLoads, ModelExperts, OnePass, OptionallyExcited};
 pub use freeze::Freeze;
 pub(crate) use freeze::{parameter_paths, paths_in};
 pub use groups::{DecayGroups, LmOptimizer, decays};

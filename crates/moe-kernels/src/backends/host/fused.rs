@@ -130,6 +130,15 @@ macro_rules! fused_ops {
             $crate::backends::host::optim::adamw_step::<Self>(param, grad, moments, step)
         }
 
+        fn moe_scale_change(
+            old: Self::FloatTensorPrimitive,
+            new: Self::FloatTensorPrimitive,
+            factors: Self::FloatTensorPrimitive,
+            run: usize,
+        ) -> Self::FloatTensorPrimitive {
+            $crate::backends::host::optim::scale_change::<Self>(old, new, factors, run)
+        }
+
         fn moe_sum_of_squares(x: Self::FloatTensorPrimitive) -> Self::FloatTensorPrimitive {
             $crate::backends::host::optim::sum_of_squares::<Self>(x)
         }

@@ -24,6 +24,20 @@ pub(in crate::backends) fn adamw_step<B: HostBackend>(
     [param, first, second]
 }
 
+pub(in crate::backends) fn scale_change<B: HostBackend>(
+    old: Float<B>,
+    new: Float<B>,
+    factors: Float<B>,
+    run: usize,
+) -> Float<B> {
+    if !all_f32::<B>(&[&old, &new, &factors]) {
+        return portable::scale_change::<B>(old, new, factors, run);
+    }
+    let [old, mut new, factors] = [old, new, factors].map(HostTensor::contiguous);
+    cpu::scale_change(old.values(), new.values_mut(), factors.values(), run);
+    new
+}
+
 pub(in crate::backends) fn sum_of_squares<B: HostBackend>(x: Float<B>) -> Float<B> {
     if !all_f32::<B>(&[&x]) {
         return portable::sum_of_squares::<B>(x);
