@@ -30,6 +30,10 @@ pub struct ExpertPlan<B: Backend> {
     pub(crate) host: Option<Arc<HostPlan>>,
 }
 
+fn check_experts(num_experts: usize) {
+    assert!(num_experts >= 1, "ExpertPlan: num_experts must be at least 1");
+}
+
 impl<B: MoeBackend> ExpertPlan<B> {
     /// Sorts the slots of `experts` by expert; within an expert by token, then by `k`.
     ///
@@ -44,7 +48,7 @@ impl<B: MoeBackend> ExpertPlan<B> {
     pub fn new(experts: Tensor<B, 2, Int>, num_experts: usize) -> Self {
         let [num_tokens, top_k] = experts.dims();
         assert!(top_k >= 1, "ExpertPlan: experts [T, K] must have K of at least 1, got {:?}", experts.dims());
-        assert!(num_experts >= 1, "ExpertPlan: num_experts must be at least 1");
+        check_experts(num_experts);
         check_slots(num_tokens.saturating_mul(top_k));
         B::moe_plan(experts.into_primitive(), num_experts)
     }
@@ -62,6 +66,7 @@ impl<B: MoeBackend> ExpertPlan<B> {
     ///
     /// As [`new`](Self::new), but with `num_experts` as an index.
     pub fn partial(experts: Tensor<B, 2, Int>, num_experts: usize) -> Self {
+        check_experts(num_experts);
         let plan = Self::new(experts, num_experts + 1);
         Self {
             num_experts,
