@@ -3,8 +3,8 @@
 use burn::backend::Flex;
 use burn::tensor::{DType, Int, Tensor};
 use moe_kernels::{
-    Activation, ExpertPlan, FfnWeights, chosen, combine_rows, dispatch_rows, expert_ffn, grouped_matmul,
-    grouped_matmul_transposed, grouped_outer, rotary, swiglu, top_k, unchosen,
+    Activation, ExpertPlan, FfnWeights, chosen, combine_rows, dispatch_rows, expert_ffn, expert_ffn_summing,
+    grouped_matmul, grouped_matmul_transposed, grouped_outer, swiglu, top_k, unchosen,
 };
 
 fn plan() -> ExpertPlan<Flex> {
@@ -263,12 +263,6 @@ fn swiglu_without_columns_panics() {
 }
 
 #[test]
-#[should_panic(expected = "rotary: heads must have a width")]
-fn heads_without_width_panic() {
-    rotary(ones([1, 2, 1, 0]), ones([2, 0]), ones([2, 0]));
-}
-
-#[test]
 #[should_panic(expected = "expert_ffn: D and F must be at least 1, got 0 and 5")]
 fn a_feed_forward_of_tokens_without_width_panics() {
     let weights = FfnWeights { w_in: ones([3, 0, 10]), w_out: ones([3, 5, 0]), ..weights() };
@@ -280,4 +274,120 @@ fn a_feed_forward_of_tokens_without_width_panics() {
 fn a_feed_forward_of_experts_without_width_panics() {
     let weights = FfnWeights { w_in: ones([3, 4, 0]), w_out: ones([3, 0, 4]), ..weights() };
     expert_ffn(ones([2, 4]), ones([2, 2]), weights, &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn_summing: tokens [T, D] and the plan disagree on T")]
+fn summing_over_another_number_of_tokens_panics() {
+    expert_ffn_summing(ones([3, 4]), ones([2, 2]), ones([2, 2]), weights(), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul: weight [E, I, O] must have I and O of at least 1, got [3, 0, 6]")]
+fn a_weight_without_rows_panics() {
+    grouped_matmul(ones([4, 0]), ones([3, 0, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul_transposed: rows [R, O] and the plan disagree on R = T * K")]
+fn a_transposed_product_of_other_rows_panics() {
+    grouped_matmul_transposed(ones([3, 6]), ones([3, 5, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul_transposed: weight [E, I, O] and the plan disagree on E")]
+fn a_transposed_weight_for_another_number_of_experts_panics() {
+    grouped_matmul_transposed(ones([4, 6]), ones([2, 5, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul_transposed: weight [E, I, O] must have I and O of at least 1, got [3, 5, 0]")]
+fn a_transposed_weight_without_columns_panics() {
+    grouped_matmul_transposed(ones([4, 0]), ones([3, 5, 0]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_outer: lhs [R, I] and rhs [R, O] must have a width, got 0 and 6")]
+fn an_outer_product_without_rows_panics() {
+    grouped_outer(ones([4, 0]), ones([4, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "ExpertPlan: num_experts must be at least 1")]
+fn a_partial_plan_without_experts_panics() {
+    ExpertPlan::<Flex>::partial(Tensor::zeros([2, 1], &Default::default()), 0);
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: w_out must be [E, F, D]")]
+fn a_second_matrix_of_another_width_panics() {
+    expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { w_out: ones([3, 5, 6]), ..weights() }, &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: b_out must be [E, D]")]
+fn a_second_bias_of_another_width_panics() {
+    expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { b_out: Some(ones([3, 5])), ..weights() }, &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: tokens and w_in must have one dtype, got [F32, BF16]")]
+fn a_feed_forward_with_a_first_matrix_of_another_dtype_panics() {
+    expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { w_in: half([3, 4, 10]), ..weights() }, &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: tokens and b_in must have one dtype, got [F32, BF16]")]
+fn a_first_bias_of_another_dtype_panics() {
+    expert_ffn(ones([2, 4]), ones([2, 2]), FfnWeights { b_in: Some(half([3, 10])), ..weights() }, &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn_summing: D and F must be at least 1, got 0 and 5")]
+fn summing_over_tokens_without_width_panics() {
+    let weights = FfnWeights { w_in: ones([3, 0, 10]), w_out: ones([3, 5, 0]), ..weights() };
+    expert_ffn_summing(ones([2, 0]), ones([2, 2]), ones([2, 2]), weights, &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn_summing: D and F must be at least 1, got 4 and 0")]
+fn summing_over_experts_without_width_panics() {
+    let weights = FfnWeights { w_in: ones([3, 4, 0]), w_out: ones([3, 0, 4]), ..weights() };
+    expert_ffn_summing(ones([2, 4]), ones([2, 2]), ones([2, 2]), weights, &plan());
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn_summing: tokens and shares must have one dtype, got [F32, BF16]")]
+fn shares_of_another_dtype_panic() {
+    expert_ffn_summing(ones([2, 4]), ones([2, 2]), half([2, 2]), weights(), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_matmul: rows [R, I] and the plan disagree on R = T * K")]
+fn a_product_of_other_rows_panics() {
+    grouped_matmul(ones([3, 5]), ones([3, 5, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "grouped_outer: lhs [R, I] and the plan disagree on R = T * K")]
+fn an_outer_product_of_other_left_rows_panics() {
+    grouped_outer(ones([3, 5]), ones([4, 6]), &plan());
+}
+
+#[test]
+#[should_panic(expected = "k = 0 must be in 1..=3")]
+fn top_k_of_nothing_panics() {
+    top_k(ones([2, 3]), 0);
+}
+
+#[test]
+#[should_panic(expected = "index 3 out of bounds for dimension of size 3")]
+fn choosing_a_column_that_is_not_there_panics() {
+    chosen(ones([1, 3]), Tensor::from_data([[3]], &Default::default()));
+}
+
+#[test]
+#[should_panic(expected = "index out of bounds: the len is 3 but the index is 3")]
+fn leaving_out_a_column_that_is_not_there_panics() {
+    unchosen(ones([1, 3]), Tensor::from_data([[3]], &Default::default()));
 }

@@ -16,5 +16,7 @@ mod shared_experts;
 
 #[cfg(feature = "flex")]
 mod kernels_panics;
+#[cfg(feature = "flex")]
+mod kernels_panics_around;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod threads;

@@ -33,7 +33,7 @@ pub struct PlanTensors<R: CubeRuntime> {
 ///
 /// # Panics
 ///
-/// Panics when `T * K`, or `E` times the number of blocks, is not below `2^31`.
+/// Panics when `T * K`, or `E` times one more than the number of blocks, is not below `2^31`.
 pub fn plan<R: CubeRuntime>(experts: CubeTensor<R>, num_experts: usize, indices: DType) -> PlanTensors<R> {
     let [num_tokens, top_k] = dims2(&experts);
     let slots = num_tokens * top_k;

@@ -54,7 +54,7 @@ pub fn expert_ffn<B: MoeBackend>(
 ///
 /// # Panics
 ///
-/// Panics when the shapes do not fit each other or the plan.
+/// As [`expert_ffn`], where the shares are of another shape than the gates, and where they are of another dtype.
 pub fn expert_ffn_summing<B: MoeBackend>(
     tokens: Tensor<B, 2>,
     gates: Tensor<B, 2>,

@@ -33,11 +33,7 @@ struct GroupedAutotuneKey {
 /// Computes the product with the tile shape that is fastest for its sizes.
 ///
 /// The first product of its sizes runs every shape of the best family the device has. Falls back from matrix units to
-/// tiles where no shape can be set up.
-///
-/// # Panics
-///
-/// Panics when the device can run no tile shape at all; the naive kernel does not compete.
+/// tiles where no shape can be set up; the smallest of these fits every device. The naive kernel does not compete.
 pub fn tuned<R: CubeRuntime>(operands: Operands<R>) -> CubeTensor<R> {
     static TUNER: LocalTuner<GroupedAutotuneKey, CubeTuneId> = local_tuner!();
 
