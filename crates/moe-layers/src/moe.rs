@@ -209,7 +209,7 @@ impl<B: MoeBackend> Moe<B> {
     ///
     /// # Panics
     ///
-    /// Panics when the last dimension is not `D`.
+    /// Panics when the last dimension is not `D`, with a hash router, and when `serve` does.
     pub fn forward_with<const N: usize, R>(
         &self,
         input: Tensor<B, N>,
@@ -325,6 +325,7 @@ mod tests {
     use burn::backend::Flex;
 
     use super::*;
+    use crate::router::NoisyTopKOptions;
 
     #[test]
     fn leading_dimensions_do_not_matter() {
@@ -347,5 +348,31 @@ mod tests {
     #[should_panic(expected = "shared_d_hidden = 0")]
     fn a_gate_of_no_shared_experts_panics() {
         MoeConfig::new(8, 16, 4, 2).with_shared_gate(true).init::<Flex>(&Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "RouterConfig: top_k = 5 must be in 1..=4")]
+    fn more_experts_per_token_than_experts_panics() {
+        MoeConfig::new(8, 16, 4, 5).init::<Flex>(&Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "ExpertsConfig: no size may be zero, got E = 4, D = 8, F = 0")]
+    fn a_zero_width_panics() {
+        MoeConfig::new(8, 0, 4, 2).init::<Flex>(&Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "needs noise, but noise_std is 0")]
+    fn a_load_loss_of_no_noise_panics() {
+        let noisy = NoisyTopKOptions::new().with_noise_std(Some(0.0));
+        let config = MoeConfig::new(8, 16, 4, 2).with_router(RouterRule::NoisyTopK(noisy)).with_load_coef(0.1);
+        config.init::<Flex>(&Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "the factor of the capacity is 0")]
+    fn a_layer_without_capacity_panics() {
+        MoeConfig::new(8, 16, 4, 2).with_capacity(Some(Capacity::new(0.0))).init::<Flex>(&Default::default());
     }
 }

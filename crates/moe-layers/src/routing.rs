@@ -44,7 +44,7 @@ impl<B: MoeBackend> Routing<B> {
     ///
     /// # Panics
     ///
-    /// Panics when the shapes disagree.
+    /// Panics when the shapes disagree, and as [`ExpertPlan::new`].
     pub fn new(logits: Tensor<B, 2>, probs: Tensor<B, 2>, gates: Tensor<B, 2>, experts: Tensor<B, 2, Int>) -> Self {
         let plan = ExpertPlan::new(experts.clone(), probs.dims()[1]);
         Self::with_plan(logits, probs, gates, experts, plan)
@@ -55,7 +55,7 @@ impl<B: MoeBackend> Routing<B> {
     ///
     /// # Panics
     ///
-    /// Panics when the shapes disagree.
+    /// Panics when the shapes disagree, and as [`ExpertPlan::partial`].
     pub fn partial(logits: Tensor<B, 2>, probs: Tensor<B, 2>, gates: Tensor<B, 2>, experts: Tensor<B, 2, Int>) -> Self {
         let plan = ExpertPlan::partial(experts.clone(), probs.dims()[1]);
         Self::with_plan(logits, probs, gates, experts, plan)

@@ -188,4 +188,16 @@ mod tests {
     fn an_empty_sequence_panics() {
         layer(1).forward(Tensor::ones([1, 0, 6], &Default::default()));
     }
+
+    #[test]
+    #[should_panic(expected = "must not be empty, got [0, 2, 6]")]
+    fn an_empty_batch_panics() {
+        layer(1).forward(Tensor::ones([0, 2, 6], &Default::default()));
+    }
+
+    #[test]
+    #[should_panic(expected = "no size may be zero")]
+    fn a_zero_width_panics() {
+        SoftMoeConfig::new(6, 0, 3).init::<Flex>(&Default::default());
+    }
 }

@@ -410,4 +410,38 @@ mod tests {
     fn a_share_above_one_panics() {
         upcycle(&dense(Activation::SwiGlu), &config(12, 4, 1), Upcycling::Drop(1.5), &Default::default());
     }
+
+    #[test]
+    #[should_panic(expected = "MoeConfig: load_coef = 0.1 needs a router with noise")]
+    fn a_layer_that_contradicts_itself_panics() {
+        let config = config(12, 4, 1).with_load_coef(0.1);
+        upcycle(&dense(Activation::SwiGlu), &config, Upcycling::Copy, &Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "d_model = 8 must be the dense network's, 6")]
+    fn another_width_of_tokens_panics() {
+        let config = MoeConfig { d_model: 8, ..config(12, 4, 1) };
+        upcycle(&dense(Activation::SwiGlu), &config, Upcycling::Copy, &Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "shared experts would change the function")]
+    fn shared_experts_panic() {
+        let config = config(12, 4, 1).with_shared_d_hidden(3);
+        upcycle(&dense(Activation::SwiGlu), &config, Upcycling::Copy, &Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "the noise is -1")]
+    fn a_negative_noise_panics() {
+        upcycle(&dense(Activation::SwiGlu), &config(12, 4, 1), Upcycling::Noise(-1.0), &Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "a noisy router does not choose 2 experts together")]
+    fn segments_under_a_noisy_router_panic() {
+        let config = config(6, 4, 2).with_router(RouterRule::NoisyTopK(NoisyTopKOptions::new()));
+        upcycle(&dense(Activation::SwiGlu), &config, Upcycling::Copy, &Default::default());
+    }
 }

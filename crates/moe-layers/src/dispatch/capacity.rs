@@ -62,6 +62,10 @@ impl Capacity {
     /// The other gates stay too: those of a token then may sum to less than before.
     ///
     /// `top_k` is how many experts a token has, on average where their number varies.
+    ///
+    /// # Panics
+    ///
+    /// As [`slots`](Self::slots), unless there are no tokens.
     pub fn apply<B: MoeBackend>(&self, routing: Routing<B>, top_k: usize) -> Routing<B> {
         let (tokens, experts) = (routing.num_tokens(), routing.num_experts());
         if tokens == 0 {
@@ -211,5 +215,11 @@ mod tests {
         let routing = Routing::partial(probs.zeros_like(), probs, gates, experts);
         let capped = Capacity::new(0.5).apply(routing, 2);
         assert_eq!(capped.counts().into_data().iter::<i64>().collect::<Vec<_>>(), [1, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "above 0, got inf")]
+    fn an_infinite_capacity_panics() {
+        Capacity::new(f64::INFINITY).apply(routing(), 2);
     }
 }

@@ -20,8 +20,13 @@ use crate::{Activation, Experts, Routing};
 ///
 /// # Panics
 ///
-/// Panics when tokens, experts and routing disagree on `T` or `D`.
+/// Panics when tokens, experts and routing disagree on `T`, `D` or `E`.
 pub fn dense<B: MoeBackend>(tokens: Tensor<B, 2>, experts: &Experts<B>, routing: &Routing<B>) -> Tensor<B, 2> {
+    let [num_tokens, width] = tokens.dims();
+    // Products and sums of plain ops would broadcast over a single token.
+    assert_eq!(num_tokens, routing.num_tokens(), "dense: tokens [T, D] and routing disagree on T");
+    assert_eq!(width, experts.d_model(), "dense: tokens [T, D] and experts disagree on D");
+    assert_eq!(experts.num_experts(), routing.num_experts(), "dense: experts and routing disagree on E");
     let mut output = tokens.zeros_like();
     for e in 0..experts.num_experts() {
         let gate = gate_of(routing.gates.clone(), routing.experts.clone(), e).cast(tokens.dtype());

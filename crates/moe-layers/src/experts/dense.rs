@@ -108,4 +108,10 @@ mod tests {
         let dense = DenseFeedForwardConfig::new(4, 6).init::<Flex>(&Default::default());
         dense.forward(Tensor::ones([2, 3], &Default::default()));
     }
+
+    #[test]
+    #[should_panic(expected = "no size may be zero, got D = 0, F = 6")]
+    fn tokens_without_width_panic() {
+        DenseFeedForwardConfig::new(0, 6).init::<Flex>(&Default::default());
+    }
 }

@@ -173,4 +173,24 @@ mod tests {
     fn a_zero_width_panics() {
         ExpertsConfig::new(3, 4, 0).init::<Flex>(&Default::default());
     }
+
+    #[test]
+    #[should_panic(expected = "grouped_matmul: rows [R, I] and the plan disagree on R = T * K")]
+    fn rows_of_another_plan_panic() {
+        let experts = ExpertsConfig::new(3, 4, 5).init::<Flex>(&Default::default());
+        let plan = ExpertPlan::<Flex>::new(Tensor::zeros([3, 2], &Default::default()), 3);
+        experts.forward(Tensor::ones([5, 4], &Default::default()), &plan);
+    }
+
+    #[test]
+    #[should_panic(expected = "no size may be zero, got E = 0, D = 4, F = 5")]
+    fn no_experts_panic() {
+        ExpertsConfig::new(0, 4, 5).init::<Flex>(&Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "no size may be zero, got E = 3, D = 0, F = 5")]
+    fn tokens_without_width_panic() {
+        ExpertsConfig::new(3, 0, 5).init::<Flex>(&Default::default());
+    }
 }

@@ -33,6 +33,10 @@ pub enum BalanceConvention {
 /// The load-balance loss of one layer, `[1]`, f32; 0 for an empty batch.
 ///
 /// Its gradient flows through the probabilities only. [`BalanceConvention::Sequence`] takes the batch for one sequence here.
+///
+/// # Panics
+///
+/// With [`BalanceConvention::Sequence`] as [`sequence_balance_loss`].
 pub fn load_balance_loss<B: MoeBackend>(routing: &Routing<B>, convention: BalanceConvention) -> Tensor<B, 1> {
     if routing.num_tokens() == 0 {
         return zero(routing);
@@ -58,7 +62,8 @@ pub fn load_balance_loss<B: MoeBackend>(routing: &Routing<B>, convention: Balanc
 ///
 /// # Panics
 ///
-/// Panics unless the tokens are those of `num_sequences` sequences of one length, and for a partial decision, whose slots per token differ.
+/// Panics unless the tokens are those of `num_sequences` sequences of one length, and for a partial decision about tokens, whose slots per
+/// token differ; not where it was a capacity that made it partial.
 pub fn sequence_balance_loss<B: MoeBackend>(routing: &Routing<B>, num_sequences: usize) -> Tensor<B, 1> {
     let (tokens, experts, top_k) = (routing.num_tokens(), routing.num_experts(), routing.top_k());
     let whole = num_sequences > 0 && tokens.is_multiple_of(num_sequences);

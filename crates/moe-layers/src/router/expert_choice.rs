@@ -13,7 +13,7 @@ use moe_kernels::{MoeBackend, softmax_rows, top_k, unchosen};
 
 use super::RouterConfig;
 use super::members::route_members;
-use super::scores::{logits, routing_dtype};
+use super::scores::{check_width, logits, routing_dtype};
 use crate::Routing;
 
 /// Lets experts choose tokens. Created by [`RouterConfig`].
@@ -44,12 +44,13 @@ impl<B: MoeBackend> ExpertChoiceRouter<B> {
     ///
     /// Panics when the tokens do not have width `D`.
     pub fn forward(&self, tokens: Tensor<B, 2>) -> Routing<B> {
+        check_width("ExpertChoiceRouter", &tokens, &self.weight);
         let (dtype, device) = (routing_dtype(tokens.dtype()), tokens.device());
         let ([num_tokens, _], [_, num_experts]) = (tokens.dims(), self.weight.dims());
         if num_tokens == 0 {
             return Routing::empty(num_experts, self.top_k, dtype, &device);
         }
-        let logits = logits("ExpertChoiceRouter", tokens, &self.weight);
+        let logits = logits(tokens, &self.weight);
         let probs = softmax_rows(logits.clone());
         let taken = (num_tokens * self.top_k).div_ceil(num_experts);
         let (_, taken) = top_k(probs.clone().detach().transpose(), taken);

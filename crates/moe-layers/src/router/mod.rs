@@ -94,7 +94,8 @@ impl<B: MoeBackend> Router<B> {
     ///
     /// # Panics
     ///
-    /// Panics when the tokens do not have width `D`, or under a [`Hash`](Self::Hash) router when there are not `T` ids.
+    /// Panics when the tokens do not have width `D`; under a [`Hash`](Self::Hash) router, which sees no more of them than their
+    /// number, when there are not `T` ids, or as [`HashRouter::forward`].
     pub fn forward_ids(&self, tokens: Tensor<B, 2>, ids: Tensor<B, 1, Int>) -> Routing<B> {
         match self {
             Self::Hash(router) => {
@@ -191,7 +192,8 @@ impl<B: Backend> Router<B> {
     ///
     /// # Panics
     ///
-    /// Panics when the load is of another number of experts.
+    /// Panics when the load is of another number of experts, under a rule that looks at it: where
+    /// [`absorbs_load`](Self::absorbs_load).
     pub fn absorb(&mut self, load: &ExpertLoad<B>) {
         match self {
             Self::Sigmoid(router) => router.absorb(load),

@@ -13,7 +13,7 @@ use burn::tensor::{Distribution, Tensor};
 use moe_kernels::{MoeBackend, softmax_rows, top_k};
 
 use super::RouterConfig;
-use super::scores::{is_training, logits, normalize, routing_dtype};
+use super::scores::{check_width, is_training, logits, normalize, routing_dtype};
 use crate::Routing;
 use crate::routing::RouterNoise;
 
@@ -75,11 +75,12 @@ impl<B: MoeBackend> NoisyTopKRouter<B> {
     ///
     /// Panics when the tokens do not have width `D`.
     pub fn forward(&self, tokens: Tensor<B, 2>) -> Routing<B> {
+        check_width("NoisyTopKRouter", &tokens, &self.weight);
         let (dtype, device) = (routing_dtype(tokens.dtype()), tokens.device());
         if tokens.dims()[0] == 0 {
             return Routing::empty(self.weight.dims()[1], self.top_k, dtype, &device);
         }
-        let clean = logits("NoisyTopKRouter", tokens.clone(), &self.weight);
+        let clean = logits(tokens.clone(), &self.weight);
         let noise = is_training::<B>(&device).then(|| self.noise(tokens, &clean));
         let noisy = noise.as_ref().map_or_else(|| clean.clone(), |noise| noise.logits.clone());
         let scores = softmax_rows(noisy);
@@ -92,7 +93,7 @@ impl<B: MoeBackend> NoisyTopKRouter<B> {
     fn noise(&self, tokens: Tensor<B, 2>, clean: &Tensor<B, 2>) -> RouterNoise<B> {
         let (shape, options) = (clean.dims(), (&clean.device(), clean.dtype()));
         let std = match &self.noise_weight {
-            Some(weight) => softplus(logits("NoisyTopKRouter", tokens, weight)) + LEAST,
+            Some(weight) => softplus(logits(tokens, weight)) + LEAST,
             None => Tensor::full(shape, self.noise_std, options),
         };
         let epsilon = Tensor::random(shape, Distribution::Normal(0.0, 1.0), options);

@@ -51,7 +51,7 @@ pub trait HasRouters<B: Backend> {
     ///
     /// # Panics
     ///
-    /// Panics unless there is one load for each router.
+    /// Panics unless there is one load for each router, and as [`Router::absorb`].
     fn absorb_loads(&mut self, loads: &[ExpertLoad<B>]) {
         let routers = self.routers_mut();
         assert_eq!(routers.len(), loads.len(), "there must be one load for each layer with routed experts");

@@ -19,7 +19,7 @@ use burn::tensor::backend::Backend;
 use moe_kernels::{MoeBackend, sum_dim};
 
 use super::members::route_members;
-use super::scores::{logits, normalize, routing_dtype};
+use super::scores::{check_width, logits, normalize, routing_dtype};
 use super::{ExpertLoad, RouterConfig};
 use crate::Routing;
 
@@ -92,11 +92,12 @@ impl<B: MoeBackend> ReluRouter<B> {
     ///
     /// Panics when the tokens do not have width `D`.
     pub fn forward(&self, tokens: Tensor<B, 2>) -> Routing<B> {
+        check_width("ReluRouter", &tokens, &self.weight);
         let (dtype, device) = (routing_dtype(tokens.dtype()), tokens.device());
         if tokens.dims()[0] == 0 {
             return Routing::empty(self.weight.dims()[1], self.top_k, dtype, &device);
         }
-        let logits = logits("ReluRouter", tokens, &self.weight);
+        let logits = logits(tokens, &self.weight);
         let scores = relu(logits.clone());
         let probs = normalize(scores.clone());
         let members = logits.clone().detach().greater_elem(0.0);
@@ -121,7 +122,13 @@ impl<B: MoeBackend> ReluRouter<B> {
 impl<B: Backend> ReluRouter<B> {
     /// Moves the weight of the L1 loss, once per training step: up when tokens had more than `K` experts on average, down when
     /// they had fewer.
+    ///
+    /// # Panics
+    ///
+    /// Panics when the load is not of `E` experts.
     pub fn absorb(&mut self, load: &ExpertLoad<B>) {
+        let (found, expected) = (load.counts.dims()[0], self.weight.dims()[1]);
+        assert_eq!(found, expected, "ReluRouter: the load must be of as many experts");
         let coef = self.l1_coef.val().set_require_grad(false);
         let wanted = load.tokens.clone() * self.top_k as f64;
         let direction = (load.counts.clone().sum() - wanted).sign().cast(coef.dtype());
@@ -198,5 +205,11 @@ mod tests {
     #[should_panic(expected = "l1_rate = 0.5 at least 1")]
     fn a_rate_below_one_panics() {
         identity::<Flex>(4, 2, ReluOptions::new().with_l1_rate(0.5));
+    }
+
+    #[test]
+    #[should_panic(expected = "l1_coef = -1 must be at least 0")]
+    fn a_negative_weight_panics() {
+        identity::<Flex>(4, 2, ReluOptions::new().with_l1_coef(-1.0));
     }
 }

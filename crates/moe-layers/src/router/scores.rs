@@ -10,14 +10,16 @@ pub(crate) fn routing_dtype(tokens: DType) -> DType {
     if tokens == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
-/// `x W` in the dtype of routing, `[T, E]`.
-///
 /// # Panics
 ///
-/// Panics when the tokens do not have the width of `weight` `[D, E]`.
-pub(super) fn logits<B: MoeBackend>(router: &str, tokens: Tensor<B, 2>, weight: &Param<Tensor<B, 2>>) -> Tensor<B, 2> {
+/// Panics when the tokens do not have the width of `weight` `[D, E]`, also when there are none.
+pub(super) fn check_width<B: Backend>(router: &str, tokens: &Tensor<B, 2>, weight: &Param<Tensor<B, 2>>) {
     let ([_, width], [d_model, _]) = (tokens.dims(), weight.dims());
     assert_eq!(width, d_model, "{router}: tokens [T, D] must have D = {d_model}, got {width}");
+}
+
+/// `x W` in the dtype of routing, `[T, E]`.
+pub(super) fn logits<B: MoeBackend>(tokens: Tensor<B, 2>, weight: &Param<Tensor<B, 2>>) -> Tensor<B, 2> {
     let dtype = routing_dtype(tokens.dtype());
     linear(tokens.cast(dtype), weight.val().cast(dtype))
 }

@@ -14,7 +14,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use moe_kernels::{MoeBackend, chosen, sum_dim, top_k, unchosen};
 
-use super::scores::{logits, normalize, routing_dtype, sigmoid};
+use super::scores::{check_width, logits, normalize, routing_dtype, sigmoid};
 use super::{ExpertLoad, RouterConfig};
 use crate::Routing;
 
@@ -104,11 +104,12 @@ impl<B: MoeBackend> SigmoidRouter<B> {
     ///
     /// Panics when the tokens do not have width `D`.
     pub fn forward(&self, tokens: Tensor<B, 2>) -> Routing<B> {
+        check_width("SigmoidRouter", &tokens, &self.weight);
         let (dtype, device) = (routing_dtype(tokens.dtype()), tokens.device());
         if tokens.dims()[0] == 0 {
             return Routing::empty(self.weight.dims()[1], self.top_k, dtype, &device);
         }
-        let logits = logits("SigmoidRouter", tokens, &self.weight);
+        let logits = logits(tokens, &self.weight);
         let scores = sigmoid(logits.clone());
         let probs = normalize(scores.clone());
         let experts = self.choose(scores.clone().detach());
@@ -249,5 +250,17 @@ mod tests {
     #[should_panic(expected = "top_k = 3 is more than the 2 experts of 1 groups")]
     fn more_experts_than_the_groups_have_panic() {
         identity(6, 3, SigmoidOptions::new().with_groups(3), false);
+    }
+
+    #[test]
+    #[should_panic(expected = "top_groups = 2 must be in 1..=1")]
+    fn more_groups_of_a_token_than_groups_panic() {
+        identity(6, 1, SigmoidOptions::new().with_top_groups(2), false);
+    }
+
+    #[test]
+    #[should_panic(expected = "rate = -1 must be at least 0")]
+    fn a_negative_rate_panics() {
+        identity(6, 1, SigmoidOptions::new().with_rate(-1.0), false);
     }
 }

@@ -12,7 +12,7 @@ use burn::tensor::backend::Backend;
 use moe_kernels::{MoeBackend, chosen, linear, softmax_rows, top_k};
 
 use super::RouterConfig;
-use super::scores::{is_training, logits, normalize, routing_dtype, sigmoid};
+use super::scores::{check_width, is_training, logits, normalize, routing_dtype, sigmoid};
 use crate::Routing;
 
 /// Keeps a scale finite where all of a row or column is zero.
@@ -59,11 +59,12 @@ impl<B: MoeBackend> SinkhornRouter<B> {
     ///
     /// Panics when the tokens do not have width `D`.
     pub fn forward(&self, tokens: Tensor<B, 2>) -> Routing<B> {
+        check_width("SinkhornRouter", &tokens, &self.weight);
         let (dtype, device) = (routing_dtype(tokens.dtype()), tokens.device());
         if tokens.dims()[0] == 0 {
             return Routing::empty(self.weight.dims()[1], self.top_k, dtype, &device);
         }
-        let logits = logits("SinkhornRouter", tokens, &self.weight);
+        let logits = logits(tokens, &self.weight);
         let probs = softmax_rows(logits.clone());
         let ranked = match is_training::<B>(&device) {
             true => sinkhorn(logits.clone().detach(), self.iterations),

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use super::load::tests::load;
 use super::*;
-use crate::{MoeConfig, sequence_balance_loss};
+use crate::{BalanceConvention, MoeConfig, load_balance_loss, load_balance_loss_pooled, sequence_balance_loss};
 
 fn config(rule: RouterRule) -> RouterConfig {
     RouterConfig::new(8, 4, 2).with_rule(rule)
@@ -25,7 +25,7 @@ fn tokens(count: usize, width: usize) -> Tensor<Flex, 2> {
     Tensor::ones([count, width], &Default::default())
 }
 
-/// A panic for every rule that looks at tokens, each with the name of its router.
+/// A panic for every rule that looks at tokens, each with the name of its router; also where there are none.
 #[test]
 fn tokens_of_another_width_panic() {
     let rules = [
@@ -37,10 +37,13 @@ fn tokens_of_another_width_panic() {
         (RouterRule::ExpertChoice, "ExpertChoiceRouter"),
     ];
     for (rule, name) in rules {
-        let forward = AssertUnwindSafe(|| router(rule).forward(tokens(3, 6)));
-        let panic = catch_unwind(forward).expect_err("the width is wrong");
-        let message = panic.downcast_ref::<String>().expect("a panic with a message");
-        assert_eq!(*message, expected_message(name));
+        let router = router(rule);
+        for count in [3, 0] {
+            let forward = AssertUnwindSafe(|| router.forward(tokens(count, 6)));
+            let panic = catch_unwind(forward).expect_err("the width is wrong");
+            let message = panic.downcast_ref::<String>().expect("a panic with a message");
+            assert_eq!(*message, expected_message(name));
+        }
     }
 }
 
@@ -67,7 +70,7 @@ fn a_hash_router_without_ids_panics() {
 }
 
 #[test]
-#[should_panic]
+#[should_panic(expected = "index 5 out of bounds for dimension of size 5")]
 fn an_id_outside_the_vocabulary_panics() {
     let ids = Tensor::<Flex, 1, Int>::from_data(TensorData::from([5i64]), &Default::default());
     router(hash()).forward_ids(tokens(1, 8), ids);
@@ -101,7 +104,7 @@ fn a_balance_of_sequences_panics_where_experts_choose() {
 #[test]
 #[should_panic(expected = "this router does not give")]
 fn a_layer_with_a_balance_of_sequences_panics_where_experts_choose() {
-    let config = MoeConfig::new(8, 4, 4, 2).with_balance(crate::BalanceConvention::Sequence);
+    let config = MoeConfig::new(8, 4, 4, 2).with_balance(BalanceConvention::Sequence);
     config.with_router(RouterRule::ExpertChoice).init::<Flex>(&Default::default());
 }
 
@@ -123,4 +126,123 @@ fn the_balance_of_sequences_matches_a_computation_by_hand() {
     let expected = (2.0 * 0.8 + 2.0 * 0.5) / 2.0;
     let found = sequence_balance_loss(&routing, 2).into_scalar();
     assert!((found - expected).abs() < TOLERANCE, "{found} instead of {expected}");
+}
+
+#[test]
+#[should_panic(expected = "RouterConfig: top_k = 0 must be in 1..=4")]
+fn no_expert_per_token_panics() {
+    RouterConfig::new(8, 4, 0).init::<Flex>(&Default::default());
+}
+
+#[test]
+#[should_panic(expected = "TopKRouter: tokens [T, D] must have D = 8, got 6")]
+fn tokens_of_another_width_with_ids_panic() {
+    router(RouterRule::TopK).forward_ids(tokens(3, 6), Tensor::zeros([3], &Default::default()));
+}
+
+#[test]
+#[should_panic(expected = "Router: there must be one id for each token")]
+fn a_missing_id_panics() {
+    router(hash()).forward_ids(tokens(3, 8), Tensor::zeros([2], &Default::default()));
+}
+
+#[test]
+#[should_panic(expected = "ReluRouter: the load must be of as many experts")]
+fn a_load_of_another_relu_layer_panics() {
+    router(RouterRule::Relu(ReluOptions::new())).absorb(&load(&[1.0, 2.0], 3.0));
+}
+
+#[test]
+#[should_panic(expected = "load_balance_loss_pooled: no layers")]
+fn a_pooled_balance_of_no_layers_panics() {
+    load_balance_loss_pooled::<Flex>(&[]);
+}
+
+#[test]
+#[should_panic(expected = "load_balance_loss_pooled: layers differ in their number of experts")]
+fn a_pooled_balance_of_layers_with_different_numbers_of_experts_panics() {
+    let other = RouterConfig::new(8, 5, 2).init::<Flex>(&Default::default());
+    load_balance_loss_pooled(&[router(RouterRule::TopK), other].map(|router| router.forward(tokens(3, 8))));
+}
+
+#[test]
+#[should_panic(expected = "tokens must have K experts each")]
+fn a_balance_in_sequences_panics_where_experts_choose() {
+    let routing = router(RouterRule::ExpertChoice).forward(tokens(6, 8));
+    load_balance_loss(&routing, BalanceConvention::Sequence);
+}
+
+#[test]
+#[should_panic(expected = "Router: a hash router needs the ids of the tokens")]
+fn a_layer_with_a_hash_router_panics_without_ids() {
+    let moe = MoeConfig::new(8, 4, 4, 2).with_router(hash()).init::<Flex>(&Default::default());
+    moe.forward(tokens(3, 8));
+}
+
+#[test]
+#[should_panic(expected = "Router: a hash router needs the ids of the tokens")]
+fn a_served_layer_with_a_hash_router_panics() {
+    let moe = MoeConfig::new(8, 4, 4, 2).with_router(hash()).init::<Flex>(&Default::default());
+    moe.forward_with(tokens(3, 8), |tokens, _| (tokens, ()));
+}
+
+#[test]
+#[should_panic(expected = "TopKRouter: tokens [T, D] must have D = 8, got 6")]
+fn an_input_of_another_width_with_ids_panics() {
+    let moe = MoeConfig::new(8, 4, 4, 2).init::<Flex>(&Default::default());
+    moe.forward_ids(tokens(3, 6), Tensor::zeros([3], &Default::default()));
+}
+
+#[test]
+#[should_panic(expected = "expert_ffn: tokens [T, D] and w_in [E, D, C] disagree on D")]
+fn an_input_of_another_width_under_a_hash_router_panics() {
+    let moe = MoeConfig::new(8, 4, 4, 2).with_router(hash()).init::<Flex>(&Default::default());
+    moe.forward_ids(tokens(3, 6), Tensor::zeros([3], &Default::default()));
+}
+
+#[test]
+#[should_panic(expected = "Router: there must be one id for each token")]
+fn a_layer_with_a_hash_router_panics_where_ids_are_missing() {
+    let moe = MoeConfig::new(8, 4, 4, 2).with_router(hash()).init::<Flex>(&Default::default());
+    moe.forward_ids(tokens(3, 8), Tensor::zeros([2], &Default::default()));
+}
+
+fn nobody_else(count: usize) -> Tensor<Flex, 2, Int> {
+    Tensor::zeros([count, 2], &Default::default())
+}
+
+#[test]
+#[should_panic(expected = "Routing: logits and probs must both be [T, E]")]
+fn logits_of_another_number_of_experts_panic() {
+    Routing::new(tokens(3, 4), tokens(3, 5), tokens(3, 2), nobody_else(3));
+}
+
+#[test]
+#[should_panic(expected = "Routing: gates and experts must both be [T, K]")]
+fn gates_of_another_number_of_choices_panic() {
+    Routing::new(tokens(3, 4), tokens(3, 4), tokens(3, 1), nobody_else(3));
+}
+
+#[test]
+#[should_panic(expected = "Routing: gates [T, K] and probs [T, E] disagree on T")]
+fn gates_of_another_number_of_tokens_panic() {
+    Routing::new(tokens(2, 4), tokens(2, 4), tokens(3, 2), nobody_else(3));
+}
+
+#[test]
+#[should_panic(expected = "Routing: gates and experts must both be [T, K]")]
+fn gates_of_another_number_of_choices_panic_in_a_partial_decision() {
+    Routing::partial(tokens(3, 4), tokens(3, 4), tokens(3, 1), nobody_else(3));
+}
+
+#[test]
+#[should_panic(expected = "ExpertPlan: num_experts must be at least 1")]
+fn a_decision_without_experts_panics() {
+    Routing::new(tokens(3, 0), tokens(3, 0), tokens(3, 2), nobody_else(3));
+}
+
+#[test]
+#[should_panic(expected = "ExpertPlan: num_experts must be at least 1")]
+fn a_partial_decision_without_experts_panics() {
+    Routing::partial(tokens(3, 0), tokens(3, 0), tokens(3, 2), nobody_else(3));
 }

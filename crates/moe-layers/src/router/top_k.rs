@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use moe_kernels::{MoeBackend, softmax_rows, top_k};
 
-use super::scores::{check_top_k, logits, normalize, routing_dtype};
+use super::scores::{check_top_k, check_width, logits, normalize, routing_dtype};
 use crate::Routing;
 
 /// Configuration to create a [`TopKRouter`] using the [init function](TopKRouterConfig::init).
@@ -71,11 +71,12 @@ impl<B: MoeBackend> TopKRouter<B> {
     ///
     /// Panics when the tokens do not have width `D`.
     pub fn forward(&self, tokens: Tensor<B, 2>) -> Routing<B> {
+        check_width("TopKRouter", &tokens, &self.weight);
         let (dtype, device) = (routing_dtype(tokens.dtype()), tokens.device());
         if tokens.dims()[0] == 0 {
             return Routing::empty(self.weight.dims()[1], self.top_k, dtype, &device);
         }
-        let logits = logits("TopKRouter", tokens, &self.weight);
+        let logits = logits(tokens, &self.weight);
         let probs = softmax_rows(logits.clone());
         let (gates, experts) = top_k(probs.clone(), self.top_k);
         let gates = if self.normalize_gates { normalize(gates) } else { gates };
@@ -151,5 +152,11 @@ mod tests {
     fn tokens_of_another_width_panic() {
         let router = TopKRouterConfig::new(8, 4, 2).init::<Flex>(&Default::default());
         router.forward(Tensor::ones([3, 6], &Default::default()));
+    }
+
+    #[test]
+    #[should_panic(expected = "top_k = 0 must be in 1..=4")]
+    fn no_expert_per_token_panics() {
+        TopKRouterConfig::new(8, 4, 0).init::<Flex>(&Default::default());
     }
 }
