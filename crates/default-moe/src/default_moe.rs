@@ -60,7 +60,7 @@ impl<B: MoeBackend> DefaultMoe<B> {
     ///
     /// # Panics
     ///
-    /// Panics when the last dimension is not `D`.
+    /// As [`DefaultVectors::forward`].
     pub fn forward<const N: usize>(&self, input: Tensor<B, N>) -> DefaultMoeOutput<B, N> {
         self.vectors.forward(&self.moe, input)
     }

@@ -82,7 +82,9 @@ impl<B: Backend> DefaultVectors<B> {
     /// Panics when the update is of another shape.
     pub fn updated(&self, update: &DefaultUpdate<B>) -> Tensor<B, 2> {
         let (old, beta) = (self.constant(), self.options.beta);
+        let [num_experts, _] = old.dims();
         assert_eq!(update.sums.dims(), old.dims(), "DefaultVectors: the update must be [E, D], as the vectors are");
+        assert_eq!(update.weights.dims(), [num_experts], "DefaultVectors: the divisors of the update must be [E]");
         let idle: Tensor<B, 2> = update.weights.clone().unsqueeze_dim(1);
         let idle = idle.lower_equal_elem(0.0).expand(old.dims());
         let moved = old.clone() * beta + update.means().cast(old.dtype()) * (1.0 - beta);
@@ -209,5 +211,18 @@ mod tests {
     #[should_panic(expected = "must be [E, D]")]
     fn an_update_of_another_layer_panics() {
         vectors::<Flex>(0.9).absorb(&DefaultUpdate::empty([4, 2], DType::F32, &Default::default()));
+    }
+
+    #[test]
+    #[should_panic(expected = "the divisors of the update must be [E]")]
+    fn an_update_with_another_number_of_divisors_panics() {
+        let weights = Tensor::ones([1], &Default::default());
+        vectors::<Flex>(0.9).absorb(&DefaultUpdate { weights, ..some() });
+    }
+
+    #[test]
+    #[should_panic(expected = "beta = -0.5 must be in 0.0..1.0")]
+    fn vectors_with_a_negative_beta_panic() {
+        vectors::<Flex>(-0.5);
     }
 }

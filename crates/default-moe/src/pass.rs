@@ -38,7 +38,8 @@ impl<B: MoeBackend> DefaultVectors<B> {
     ///
     /// # Panics
     ///
-    /// Panics when the last dimension is not `D`, or the vectors are not those of `moe`.
+    /// Panics when the last dimension is not `D`, the vectors are not those of `moe`, or they would be in the output of a
+    /// router under which they have no meaning ([`gates_of_unchosen`](moe_layers::Router::gates_of_unchosen)).
     pub fn forward<const N: usize>(&self, moe: &Moe<B>, input: Tensor<B, N>) -> DefaultMoeOutput<B, N> {
         match B::ad_enabled(&input.device()) {
             true => self.forward_training(moe, input),

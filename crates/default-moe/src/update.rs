@@ -34,6 +34,7 @@ impl<B: Backend> DefaultUpdate<B> {
     /// Panics when they differ in `E` or `D`.
     pub fn merge(self, other: Self) -> Self {
         assert_eq!(self.sums.dims(), other.sums.dims(), "DefaultUpdate: sums [E, D] of two updates must agree");
+        assert_eq!(self.weights.dims(), other.weights.dims(), "DefaultUpdate: divisors [E] of two updates must agree");
         Self { sums: self.sums + other.sums, weights: self.weights + other.weights }
     }
 
@@ -111,5 +112,25 @@ mod tests {
     fn updates_of_different_layers_do_not_merge() {
         let other = DefaultUpdate::empty([3, 2], DType::F32, &Default::default());
         let _ = update([[1.0, 2.0], [3.0, 4.0]], [5.0, 6.0]).merge(other);
+    }
+
+    #[test]
+    #[should_panic(expected = "must agree")]
+    fn updates_of_different_widths_do_not_merge() {
+        let other = DefaultUpdate::empty([2, 3], DType::F32, &Default::default());
+        let _ = update([[1.0, 2.0], [3.0, 4.0]], [5.0, 6.0]).merge(other);
+    }
+
+    #[test]
+    #[should_panic(expected = "divisors [E] of two updates must agree")]
+    fn divisors_of_different_layers_do_not_merge() {
+        let (some, one) = (update([[1.0, 2.0], [3.0, 4.0]], [5.0, 6.0]), Tensor::ones([1], &Default::default()));
+        let _ = some.clone().merge(DefaultUpdate { weights: one, ..some });
+    }
+
+    #[test]
+    #[should_panic(expected = "a matrix [E, D + 1] has at least one column")]
+    fn a_matrix_without_columns_panics() {
+        let _ = DefaultUpdate::<Flex>::from_matrix(Tensor::zeros([2, 0], &Default::default()));
     }
 }

@@ -226,3 +226,57 @@ fn counts_are_those_of_the_chosen_experts() {
     let out = layer::<AD>(UpdateRule::Mean).forward(tokens(20));
     assert_eq!(out.routing.counts().into_data().iter::<i64>().sum::<i64>(), 20 * 2);
 }
+
+#[test]
+#[should_panic(expected = "MoeConfig: shared_gate is set, but shared_d_hidden = 0")]
+fn a_layer_that_contradicts_itself_panics() {
+    let moe = MoeConfig::new(4, 6, 3, 1).with_shared_gate(true);
+    DefaultMoeConfig::new(moe).init::<Flex>(&Default::default());
+}
+
+#[test]
+#[should_panic(expected = "DefaultOptions: beta = 1 must be in 0.0..1.0")]
+fn a_layer_whose_vectors_never_move_panics() {
+    let options = DefaultOptions::new().with_beta(1.0);
+    DefaultMoeConfig::new(MoeConfig::new(4, 6, 3, 1)).with_options(options).init::<Flex>(&Default::default());
+}
+
+#[test]
+#[should_panic(expected = "TopKRouter: tokens [T, D] must have D = 6, got 7")]
+fn tokens_of_another_width_panic_in_training() {
+    layer::<AD>(UpdateRule::Mean).forward(Tensor::<AD, 2>::ones([3, WIDTH + 1], &Default::default()));
+}
+
+#[test]
+#[should_panic(expected = "TopKRouter: tokens [T, D] must have D = 6, got 7")]
+fn no_tokens_of_another_width_panic_in_training() {
+    layer::<AD>(UpdateRule::Mean).forward(Tensor::<AD, 2>::ones([0, WIDTH + 1], &Default::default()));
+}
+
+#[test]
+#[should_panic(expected = "TopKRouter: tokens [T, D] must have D = 6, got 7")]
+fn tokens_of_another_width_panic_in_evaluation() {
+    layer::<Flex>(UpdateRule::Mean).forward(Tensor::<Flex, 2>::ones([3, WIDTH + 1], &Default::default()));
+}
+
+#[test]
+#[should_panic(expected = "DefaultVectors: the update must be [E, D], as the vectors are")]
+fn an_update_of_another_layer_panics() {
+    let update = DefaultUpdate::empty([4, WIDTH], burn::tensor::DType::F32, &Default::default());
+    layer::<Flex>(UpdateRule::Mean).absorb(&update);
+}
+
+#[test]
+#[should_panic(expected = "DefaultVectors: they must be [E, D], as the experts are")]
+fn vectors_of_another_layer_panic() {
+    let vectors = DefaultOptions::new().init::<AD>(4, WIDTH, &Default::default());
+    vectors.forward(&layer::<AD>(UpdateRule::Mean).moe, tokens(3));
+}
+
+#[test]
+#[should_panic(expected = "default vectors have no meaning with a ReLU router")]
+fn vectors_without_a_meaning_panic() {
+    let relu = moe_layers::RouterRule::Relu(moe_layers::router::ReluOptions::new());
+    let moe = MoeConfig::new(WIDTH, 8, 5, 2).with_router(relu).init::<AD>(&Default::default());
+    DefaultMoe { moe, vectors: layer(UpdateRule::Mean).vectors }.forward(tokens(3));
+}
