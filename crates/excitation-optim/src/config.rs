@@ -151,4 +151,16 @@ mod tests {
     fn a_decay_that_is_no_number_panics() {
         ExcitationConfig::new().with_unscaled_decay(Some(f64::NAN)).init(());
     }
+
+    #[test]
+    #[should_panic(expected = "gamma must be finite and 0 or more, got inf")]
+    fn an_infinite_gamma_panics() {
+        ExcitationConfig::new().with_gamma(f64::INFINITY).init(());
+    }
+
+    #[test]
+    #[should_panic(expected = "cap must be finite and 1 or more, got Some(inf)")]
+    fn an_infinite_cap_panics() {
+        ExcitationConfig::new().with_cap(Some(f64::INFINITY)).init(());
+    }
 }

@@ -10,7 +10,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use crate::grads::Grads;
 use crate::layers::Member;
 use crate::modulation::{Draw, Utilization};
-use crate::slices::Snapshot;
+use crate::slices::{Snapshot, check_members};
 use crate::{BurnOps, ByModule, ExcitationConfig, ExpertLayers, FindExperts, ScaleChange};
 
 /// Excitation without an optimizer of its own: [`Excitation`](crate::Excitation) holds one and the optimizer it drives.
@@ -61,8 +61,10 @@ impl<F> Exciter<F> {
     ///
     /// # Panics
     ///
-    /// Panics when no expert layer is found, a layer has no counts in `grads`, counts do not fit the expert axis, counts
-    /// belong to no layer, or a named parameter is not part of the module.
+    /// Panics when no expert layer is found or a layer names no parameter, a parameter is named twice or is not part of
+    /// the module, a layer has no counts in `grads` or they do not fit its expert axis, and as
+    /// [`ExcitationConfig::factors`]. Panics when counts belong to no layer, if they are under the id of a parameter of
+    /// the module that is a vector of another length, as [`ExpertCounts`](crate::ExpertCounts) is.
     pub fn step<M, B, O>(
         &mut self,
         inner: &mut O,
@@ -101,6 +103,7 @@ impl<F> Exciter<F> {
         let mut grads = grads.into();
         let layers = self.layers(&module);
         let members = layers.members();
+        check_members(&module, &members);
         let utilization = take_utilization::<B::InnerBackend>(&layers, |id| grads.remove(id));
         grads.check_shapes(&module);
         let factors = self.next_factors(utilization);

@@ -94,8 +94,13 @@ impl Grads {
     /// Panics when a gradient has another shape than its parameter: then it is no gradient but counts, registered for a
     /// layer that was not found.
     pub(crate) fn check_shapes<M: AutodiffModule<B>, B: AutodiffBackend>(&self, module: &M) {
-        module.visit(&mut CheckShapes { grads: self.each(), path: Vec::new() });
+        check_shapes(self.each(), module);
     }
+}
+
+/// As [`Grads::check_shapes`].
+pub(crate) fn check_shapes<M: AutodiffModule<B>, B: AutodiffBackend>(grads: Vec<&GradientsParams>, module: &M) {
+    module.visit(&mut CheckShapes { grads, path: Vec::new() });
 }
 
 struct TakeEach<'a, B> {

@@ -277,4 +277,18 @@ mod tests {
         found.layer("moe", ParamId::new());
         found.members();
     }
+
+    #[test]
+    #[should_panic(expected = "expert layer `moe` has 4 experts, a parameter of it has 3")]
+    fn neurons_of_another_number_of_experts_panic() {
+        let linear = LinearConfig::new(5, 3).init::<Flex>(&Default::default());
+        ExpertLayers::default().layer("moe", ParamId::new()).stacked(&param([4, 2])).neurons(&linear);
+    }
+
+    #[test]
+    #[should_panic(expected = "expert layer `moe` has 3 experts, a parameter of it has 2")]
+    fn modules_of_another_number_of_experts_panic() {
+        let separate = [0, 1].map(|_| LinearConfig::new(2, 2).init::<Flex>(&Default::default()));
+        ExpertLayers::default().layer("moe", ParamId::new()).stacked(&param([3, 2])).each(&separate);
+    }
 }

@@ -5,7 +5,8 @@ use burn::optim::{GradientsParams, LBFGS, LearningRate};
 use burn::tensor::backend::AutodiffBackend;
 
 use crate::exciter::take_utilization;
-use crate::slices::Snapshot;
+use crate::grads::check_shapes;
+use crate::slices::{Snapshot, check_members};
 use crate::{BurnOps, Excitation, FindExperts};
 
 impl<B: AutodiffBackend, F> Excitation<LBFGS<B>, F> {
@@ -35,11 +36,16 @@ impl<B: AutodiffBackend, F> Excitation<LBFGS<B>, F> {
     {
         let layers = self.exciter.layers(&module);
         let members = layers.members();
+        check_members(&module, &members);
         let before = Snapshot::take(&module, &members, self.exciter.decay(lr));
         let mut first = None;
         let (module, loss) = self.inner.step(lr, module, |module| {
+            let at_first = first.is_none().then(|| module.clone());
             let (loss, mut grads) = closure(module);
             let utilization = take_utilization::<B::InnerBackend>(&layers, |id| grads.remove(id));
+            if let Some(module) = at_first {
+                check_shapes(vec![&grads], &module);
+            }
             first.get_or_insert(utilization);
             (loss, grads)
         });

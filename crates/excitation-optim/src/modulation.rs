@@ -80,7 +80,7 @@ impl ExcitationConfig {
     ///
     /// # Panics
     ///
-    /// Panics when [`Variant::ExpDiff`] is asked for and the number of tokens is not known.
+    /// Panics when [`Variant::ExpDiff`] is asked for, with a `gamma` above 0, and the number of tokens is not known.
     pub fn factors<B: Backend>(&self, utilization: Utilization<B>, draw: Draw) -> Tensor<B, 1> {
         let valid = utilization.is_valid();
         let num_experts = utilization.counts.dims();

@@ -1,6 +1,6 @@
 //! Expert parameters before a step, and the scaling of what the step changed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
@@ -10,6 +10,33 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use crate::ScaleChange;
 use crate::layers::{Member, Part};
 
+/// # Panics
+///
+/// Panics when a member is not a parameter of `module`.
+pub(crate) fn check_members<M: AutodiffModule<B>, B: AutodiffBackend>(module: &M, members: &HashMap<ParamId, Member>) {
+    let mut find = Find { members, found: HashSet::new() };
+    module.visit(&mut find);
+    let (found, expected) = (find.found.len(), members.len());
+    assert!(
+        found == expected,
+        "{expected} expert parameters were named, the module has {found} of them: \
+         a parameter that is named must be a field that burn visits"
+    );
+}
+
+struct Find<'a> {
+    members: &'a HashMap<ParamId, Member>,
+    found: HashSet<ParamId>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Find<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if self.members.contains_key(&param.id) {
+            self.found.insert(param.id);
+        }
+    }
+}
+
 /// Expert parameters as they were before a step. A copy of none is made as long as nobody overwrites them.
 pub(crate) struct Snapshot {
     /// A store of tensors of any rank, by id.
@@ -18,10 +45,6 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     /// Remembers the parameters in `members` times `decay`, what the inner optimizer multiplies them by before its step.
-    ///
-    /// # Panics
-    ///
-    /// Panics when a member is not a parameter of `module`.
     pub(crate) fn take<M: AutodiffModule<B>, B: AutodiffBackend>(
         module: &M,
         members: &HashMap<ParamId, Member>,
@@ -29,12 +52,6 @@ impl Snapshot {
     ) -> Self {
         let mut remember = Remember { members, decay, values: GradientsParams::new() };
         module.visit(&mut remember);
-        let (found, expected) = (remember.values.len(), members.len());
-        assert!(
-            found == expected,
-            "{expected} expert parameters were named, the module has {found} of them: \
-             a parameter that is named must be a field that burn visits"
-        );
         Self { values: remember.values }
     }
 

@@ -3,12 +3,12 @@
 mod common;
 
 use burn::backend::Flex;
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::optim::{GradientsParams, LBFGSConfig, LineSearchFn};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use common::{ABSOLUTE, AD, RELATIVE, random};
-use excitation_optim::{ExcitationConfig, ExpertCounts, ExpertLayers, ExpertModule, Variant};
+use excitation_optim::{ExcitationConfig, ExpertCounts, ExpertLayers, ExpertModule, Variant, register_counts};
 
 const LR: f64 = 0.5;
 
@@ -85,4 +85,36 @@ fn the_whole_change_of_lbfgs_is_scaled() {
         let expected = old + phi * (bare - old);
         assert!((f64::from(found[i]) - expected).abs() <= RELATIVE * expected.abs() + ABSOLUTE);
     }
+}
+
+#[test]
+#[should_panic(expected = "expert layer `bowl` has no counts")]
+fn a_closure_that_registers_no_counts_panics() {
+    let mut excited = ExcitationConfig::new().init(config().init::<AD>());
+    excited.step_closure(LR, Bowl::new(), |bowl: Bowl<AD>| bowl.loss(None));
+}
+
+#[test]
+#[should_panic(expected = "`counts` [0] was given Some([3])")]
+fn counts_that_the_closure_registers_for_no_layer_panic() {
+    let elsewhere = ParamId::new();
+    let finder = move |bowl: &Bowl<AD>, found: &mut ExpertLayers| {
+        found.layer("other", elsewhere).stacked(&bowl.experts);
+    };
+    let mut excited = ExcitationConfig::new().init_with(config().init::<AD>(), finder);
+    excited.step_closure(LR, Bowl::new(), |bowl: Bowl<AD>| {
+        let (loss, mut grads) = bowl.loss(Some([2.0, 2.0]));
+        register_counts(&mut grads, elsewhere, Tensor::<Flex, 1>::from([2.0, 2.0]), 4);
+        (loss, grads)
+    });
+}
+
+#[test]
+#[should_panic(expected = "1 expert parameters were named, the module has 0 of them")]
+fn a_stranger_panics() {
+    let finder = |bowl: &Bowl<AD>, found: &mut ExpertLayers| {
+        found.layer("bowl", &bowl.counts).stacked(&Param::from_tensor(random([2, 1])));
+    };
+    let mut excited = ExcitationConfig::new().init_with(config().init::<AD>(), finder);
+    excited.step_closure(LR, Bowl::new(), |bowl: Bowl<AD>| bowl.loss(Some([2.0, 2.0])));
 }

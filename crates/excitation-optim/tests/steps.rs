@@ -208,9 +208,13 @@ fn counts_that_do_not_fit_the_expert_axis_panic() {
 }
 
 fn step_routed<F: Fn(&Routed<AD>, &mut ExpertLayers) + Clone + Send>(finder: F) {
+    step_routed_with(ExcitationConfig::new(), finder);
+}
+
+fn step_routed_with<F: Fn(&Routed<AD>, &mut ExpertLayers) + Clone + Send>(config: ExcitationConfig, finder: F) {
     let routed = Routed::new();
     let grads = routed.gradients(tokens(5));
-    ExcitationConfig::new().init_with(SgdConfig::new().init(), finder).step(LR, routed, grads);
+    config.init_with(SgdConfig::new().init(), finder).step(LR, routed, grads);
 }
 
 #[test]
@@ -237,8 +241,56 @@ fn counts_of_a_layer_that_is_not_named_panic() {
 #[test]
 #[should_panic(expected = "1 expert parameters were named, the module has 0 of them")]
 fn a_named_parameter_that_is_not_in_the_module_panics() {
+    step_routed(name_a_stranger);
+}
+
+fn name_a_stranger(routed: &Routed<AD>, found: &mut ExpertLayers) {
+    let stranger = Param::from_tensor(random([EXPERTS, 1]));
+    found.layer("routed", &routed.counts).stacked(&stranger);
+}
+
+#[test]
+#[should_panic(expected = "1 expert parameters were named, the module has 0 of them")]
+fn a_stranger_panics_one_parameter_at_a_time_too() {
+    step_routed_with(ExcitationConfig::new().with_low_memory(true), name_a_stranger);
+}
+
+#[test]
+#[should_panic(expected = "1 expert parameters were named, the module has 0 of them")]
+fn a_stranger_panics_where_nothing_is_scaled_too() {
+    step_routed_with(ExcitationConfig::new().with_gamma(0.0), name_a_stranger);
+}
+
+#[test]
+#[should_panic(expected = "expert layer `routed` names no parameter")]
+fn a_layer_that_names_no_parameter_panics() {
     step_routed(|routed, found| {
-        let stranger = Param::from_tensor(random([EXPERTS, 1]));
-        found.layer("routed", &routed.counts).stacked(&stranger);
+        found.layer("routed", &routed.counts);
     });
+}
+
+#[test]
+#[should_panic(expected = "a parameter of expert layer `routed` is named twice")]
+fn a_parameter_that_is_named_twice_panics() {
+    step_routed(|routed, found| {
+        found.layer("routed", &routed.counts).stacked(&routed.experts).stacked(&routed.experts);
+    });
+}
+
+#[test]
+#[should_panic(expected = "ExpDiff needs the number of tokens")]
+fn a_step_of_exp_diff_without_the_number_of_tokens_panics() {
+    let routed = Routed::new();
+    let mut grads = routed.gradients(tokens(5));
+    grads.register(routed.counts.id(), Tensor::<Flex, 1>::ones([EXPERTS], &Default::default()));
+    let config = ExcitationConfig::new().with_variant(Variant::ExpDiff);
+    config.init(SgdConfig::new().init()).step(LR, routed, grads);
+}
+
+#[test]
+#[should_panic(expected = "expert layer `stack` has no counts")]
+fn a_step_of_several_devices_without_counts_panics() {
+    let zoo = Zoo::new(true);
+    let grads = MultiGradientsParams { grads: vec![(gradients(&zoo), zoo.devices()[0].id())] };
+    ExcitationConfig::new().init(SgdConfig::new().init()).step_multi(LR, zoo, grads);
 }
