@@ -90,6 +90,10 @@ fn sum<B: Backend>(values: impl Iterator<Item = Tensor<B, 1>>) -> Tensor<B, 1> {
 ///
 /// - logits: `[T, V]`, f32
 /// - targets: `[T]`, values in `0..V`
+///
+/// # Panics
+///
+/// As [`cross_entropy_rows`].
 pub fn cross_entropy<B: MoeBackend>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Tensor<B, 1> {
     cross_entropy_rows(logits, targets).mean()
 }
@@ -128,5 +132,12 @@ mod tests {
         let logits = Tensor::<Flex, 2>::from_floats([[3e4, -3e4, 0.0]], &device);
         let loss = cross_entropy(logits, Tensor::from_ints([1], &device));
         assert_eq!(loss.into_scalar(), 6e4);
+    }
+
+    #[test]
+    #[should_panic(expected = "cross_entropy_rows: logits [T, V] and targets [T] disagree on T")]
+    fn another_number_of_targets_panics() {
+        let device = Default::default();
+        cross_entropy(Tensor::<Flex, 2>::ones([3, 4], &device), Tensor::zeros([2], &device));
     }
 }

@@ -106,4 +106,10 @@ mod tests {
         assert_eq!(output.dtype(), DType::BF16);
         assert_eq!(output.into_data(), expected.into_data());
     }
+
+    #[test]
+    #[should_panic(expected = "rms_norm: x [T, D] and its gain or shift [D] disagree on D")]
+    fn another_width_panics() {
+        Norm::<Flex>::rms(6, 1e-5, &Default::default()).forward(input());
+    }
 }

@@ -17,6 +17,7 @@ use moe_kernels::MoeBackend;
 /// Panics unless `1 <= top_k <= E`.
 pub fn keep_top<B: MoeBackend>(hidden: Tensor<B, 2>, top_k: usize) -> Tensor<B, 2> {
     let [rows, width] = hidden.dims();
+    assert!((1..=width).contains(&top_k), "keep_top: top_k = {top_k} must be in 1..={width}, the width of the rows");
     if top_k == width || rows == 0 {
         return hidden;
     }

@@ -129,6 +129,8 @@ impl<B: MoeBackend> TopKMlp<B> {
     ///
     /// Panics when the samples have another width.
     pub fn forward(&self, samples: Tensor<B, 2>) -> TopKMlpOutput<B> {
+        let ([_, found], [expected, _]) = (samples.dims(), self.hidden[0].weight.dims());
+        assert_eq!(found, expected, "TopKMlp: samples must be [T, d_input]");
         let mut survived = Vec::with_capacity(self.hidden.len());
         let mut x = samples;
         for (layer, linear) in self.hidden.iter().enumerate() {

@@ -167,3 +167,39 @@ fn more_survivors_than_units_panic() {
 fn a_network_without_hidden_layers_panics() {
     network(&small().with_num_hidden(0));
 }
+
+#[test]
+#[should_panic(expected = "keep_top: top_k = 5 must be in 1..=4")]
+fn keeping_more_elements_than_there_are_panics() {
+    keep_top(random([3, 4]), 5);
+}
+
+#[test]
+#[should_panic(expected = "keep_top: top_k = 9 must be in 1..=4")]
+fn keeping_more_elements_than_there_are_panics_without_rows_too() {
+    keep_top(random([0, 4]), 9);
+}
+
+#[test]
+#[should_panic(expected = "TopKMlp: samples must be [T, d_input]")]
+fn samples_of_another_width_panic() {
+    network(&small()).forward(random([3, 4]));
+}
+
+#[test]
+#[should_panic(expected = "top_k = 0 must be in 1..=6")]
+fn no_survivor_panics() {
+    network(&small().with_top_k(0));
+}
+
+#[test]
+#[should_panic(expected = "no size may be zero, got d_input = 0")]
+fn a_network_without_inputs_panics() {
+    network(&TopKMlpConfig::new(0, 3));
+}
+
+#[test]
+#[should_panic(expected = "no size may be zero, got d_input = 5, num_classes = 0")]
+fn a_network_without_classes_panics() {
+    network(&TopKMlpConfig::new(5, 0));
+}

@@ -218,3 +218,15 @@ fn updates_of_other_layers_panic() {
 fn a_contradiction_panics() {
     VitConfig::new(8, 3, 3, 12, 2, 3, 20).init::<Flex>(&Default::default());
 }
+
+#[test]
+#[should_panic(expected = "must be [1 or more, 3, 8, 8], got [0, 3, 8, 8]")]
+fn no_images_panic() {
+    model::<Flex>(&small()).forward(Tensor::ones([0, 3, 8, 8], &Default::default()));
+}
+
+#[test]
+#[should_panic(expected = "must be [1 or more, 3, 8, 8], got [2, 3, 8, 6]")]
+fn the_loss_of_images_of_another_size_panics() {
+    model::<Flex>(&small()).loss(Tensor::ones([2, 3, 8, 6], &Default::default()), labels(2));
+}

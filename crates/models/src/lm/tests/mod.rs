@@ -226,3 +226,43 @@ fn with_all_experts_chosen_and_equal_the_layer_is_dense() {
     let output = sparse.forward(batch()).logits.into_data();
     output.assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(REL, 1e-5));
 }
+
+#[test]
+#[should_panic(expected = "tokens [B, S] must not be empty, got [0, 6]")]
+fn an_empty_batch_panics() {
+    model::<Flex>(&small()).forward(Tensor::zeros([0, LEN], &Default::default()));
+}
+
+#[test]
+#[should_panic(expected = "tokens [B, S] must not be empty, got [0, 1]")]
+fn an_empty_batch_beside_a_cache_panics() {
+    let model = model::<Flex>(&small());
+    model.forward_cached(Tensor::zeros([0, 1], &Default::default()), &mut model.new_cache());
+}
+
+#[test]
+#[should_panic(expected = "tokens [B, S] must not be empty, got [2, 0]")]
+fn no_new_tokens_beside_a_cache_panic() {
+    let model = model::<Flex>(&small());
+    model.forward_cached(Tensor::zeros([2, 0], &Default::default()), &mut model.new_cache());
+}
+
+#[test]
+#[should_panic(expected = "0 cached and 7 new tokens are more than max_seq_len = 6")]
+fn the_loss_of_a_sequence_that_is_too_long_panics() {
+    model::<Flex>(&small()).loss(tokens([[0; 7], [1; 7]]), tokens([[1; 7], [0; 7]]));
+}
+
+#[test]
+#[should_panic(expected = "tokens [B, S] must not be empty, got [0, 6]")]
+fn the_loss_of_an_empty_batch_panics() {
+    let empty = || Tensor::zeros([0, LEN], &Default::default());
+    model::<Flex>(&small()).loss(empty(), empty());
+}
+
+#[test]
+#[should_panic(expected = "tokens [B, S] must not be empty, got [2, 0]")]
+fn the_loss_of_an_empty_sequence_panics() {
+    let empty = || Tensor::zeros([2, 0], &Default::default());
+    model::<Flex>(&small()).loss(empty(), empty());
+}
