@@ -226,4 +226,10 @@ mod tests {
         assert_eq!((images.dims(), labels.dims()), ([3, 1, 2, 2], [3]));
         assert_eq!(labels.into_data().iter::<u32>().collect::<Vec<_>>(), batch.labels);
     }
+
+    #[test]
+    #[should_panic(expected = "an order needs images")]
+    fn an_order_of_no_images_panics() {
+        ImageOrder::new(3, 0);
+    }
 }

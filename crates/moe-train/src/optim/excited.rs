@@ -126,6 +126,10 @@ pub struct OptionallyExcited<O> {
 
 impl<M: AutodiffModule<B>, B: AutodiffMoeBackend> OptionallyExcited<LmOptimizer<M, B>> {
     /// AdamW, excitation and frozen parameters as configured; [`seeded`](Self::seeded) sets the seed of random controls, 0 until then.
+    ///
+    /// # Panics
+    ///
+    /// Panics when there is excitation and `gamma` makes no sense.
     pub fn adamw(config: &OptimConfig) -> Self {
         let exciter = config.excitation(0).map(|config| Exciter::new(config, ModelExperts));
         Self { inner: LmOptimizer::adamw(config), exciter, freeze: Freeze::new(&config.freeze) }
@@ -161,7 +165,7 @@ impl<O> OptionallyExcited<O> {
     ///
     /// # Panics
     ///
-    /// Panics when there is excitation and counts are missing, as [`Exciter::step`].
+    /// As [`Exciter::step`] where there is excitation: when counts are missing.
     pub fn step_with_factors<M, B>(
         &mut self,
         lr: LearningRate,

@@ -55,4 +55,10 @@ mod tests {
         assert_eq!(inside, 19);
         assert_eq!(nice(), before);
     }
+
+    #[test]
+    #[should_panic(expected = "no terminal")]
+    fn a_panic_comes_back_from_the_other_thread() {
+        with_lowest_priority::<()>(|| panic!("no terminal"));
+    }
 }

@@ -65,7 +65,8 @@ impl<B: AutodiffMoeBackend> Trainee<B> {
     ///
     /// # Panics
     ///
-    /// Panics when `config.model` contradicts itself; [`TrainConfig::validate`] finds that first.
+    /// Panics when `config.model` contradicts itself, and as [`OptionallyExcited::adamw`](crate::optim::OptionallyExcited::adamw);
+    /// [`TrainConfig::validate`] finds that first.
     pub fn new(config: &TrainConfig, device: &B::Device) -> Self {
         B::seed(device, config.train.seed);
         let model = config.model.init::<B>(device).with_dtype(config.train.dtype.into());
@@ -78,7 +79,8 @@ impl<B: AutodiffMoeBackend> Trainee<B, Vit<B>> {
     ///
     /// # Panics
     ///
-    /// Panics when `config.model` contradicts itself; [`VitTrainConfig::validate`] finds that first.
+    /// Panics when `config.model` contradicts itself, and as [`OptionallyExcited::adamw`](crate::optim::OptionallyExcited::adamw);
+    /// [`VitTrainConfig::validate`] finds that first.
     pub fn new_vit(config: &VitTrainConfig, device: &B::Device) -> Self {
         B::seed(device, config.train.seed);
         let model = config.model.init::<B>(device);
@@ -116,6 +118,7 @@ where
         device: &B::Device,
     ) -> Result<(Self, StepOutcome), NotFinite> {
         let micro_batches = batches.len();
+        assert!(micro_batches > 0, "Trainee: a step needs at least one micro-batch");
         self.model.set_measuring(settings.with_stats);
         let mut gathered = Gathered::new(settings.with_stats);
         gathered.loads = self.optim.is_excited().then(ExpertLoads::default);
@@ -502,5 +505,45 @@ mod tests {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<AD, D>>) -> Param<Tensor<AD, D>> {
             param.map(|tensor| (tensor * f32::NAN).detach().require_grad())
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "0 cached and 9 new tokens are more than max_seq_len = 8")]
+    fn the_loss_of_sequences_that_are_too_long_panics() {
+        let too_long = LoopConfig { seq_len: 9, ..config().train };
+        let batch = train_batch(&text(600), &too_long, 0, 0);
+        Learns::<AD>::loss_of(&trainee(&config()).model, &batch, &Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "expert layer `blocks.1.feed_forward.moe` has no counts")]
+    fn an_excited_update_without_counts_panics() {
+        let mut config = config();
+        config.optim.excitation = Some(Variant::ZeroSum);
+        let Trainee { model, mut optim } = trainee(&config);
+        optim.step_with_factors::<Lm<AD>, AD>(1e-2, model, GradientsParams::new());
+    }
+
+    #[test]
+    #[should_panic(expected = "not a model: moe.top_k = 5")]
+    fn a_trainee_of_a_contradictory_model_panics() {
+        let mut config = config();
+        config.model.moe.top_k = 5;
+        Trainee::<AD>::new(&config, &Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "ExcitationConfig: gamma must be finite and 0 or more, got -1")]
+    fn a_trainee_with_a_negative_gamma_panics() {
+        let mut config = config();
+        (config.optim.excitation, config.optim.gamma) = (Some(Variant::ZeroSum), -1.0);
+        Trainee::<AD>::new(&config, &Default::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "Trainee: a step needs at least one micro-batch")]
+    fn a_step_without_a_batch_panics() {
+        let settings = StepSettings { lr: 1e-2, clip_norm: 1.0, with_stats: false };
+        let _ = trainee(&config()).step(std::iter::empty(), &settings, &Default::default());
     }
 }

@@ -8,8 +8,9 @@ use moe_models::lm::RouterKind;
 use moe_models::vit::Pooling;
 
 use super::tests::{Silent, copy_run, losses, new_dir};
-use super::{Summary, train_vit};
-use crate::images::{ImageData, ImageSet, VitTrainConfig};
+use super::{Summary, Trainee, train_vit};
+use crate::images::{ImageBatch, ImageData, ImageSet, VitTrainConfig};
+use crate::model::Learns;
 use crate::run::Run;
 
 type AD = Autodiff<Flex>;
@@ -114,4 +115,28 @@ fn a_resumed_run_repeats_the_unbroken_one_bit_for_bit_without_a_router_and_with_
     for (factor, &count) in layer.factors.iter().zip(&layer.stats.expert_counts) {
         assert!((factor - count as f64 / mean).abs() < 1e-5, "{layer:?}");
     }
+}
+
+#[test]
+#[should_panic(expected = "must be [1 or more, 1, 4, 4], got [2, 1, 2, 2]")]
+fn the_loss_of_images_of_another_size_panics() {
+    let model = config().model.init::<AD>(&Default::default());
+    let batch = ImageBatch { values: vec![0.0; 8], labels: vec![0; 2], shape: [2, 1, 2, 2] };
+    Learns::<AD>::loss_of(&model, &batch, &Default::default());
+}
+
+#[test]
+#[should_panic(expected = "not a model: patch_size = 3")]
+fn a_trainee_of_a_contradictory_model_panics() {
+    let mut config = config();
+    config.model.patch_size = 3;
+    Trainee::<AD, _>::new_vit(&config, &Default::default());
+}
+
+#[test]
+#[should_panic(expected = "ExcitationConfig: gamma must be finite and 0 or more, got -1")]
+fn a_trainee_with_a_negative_gamma_panics() {
+    let mut config = config();
+    (config.optim.excitation, config.optim.gamma) = (Some(Variant::ZeroSum), -1.0);
+    Trainee::<AD, _>::new_vit(&config, &Default::default());
 }
