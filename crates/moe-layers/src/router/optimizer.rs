@@ -167,14 +167,18 @@ mod tests {
         let sigmoid = RouterRule::Sigmoid(SigmoidOptions::new().with_rate(0.1));
         let relu = RouterRule::Relu(ReluOptions::new().with_l1_coef(0.5));
         [sigmoid, relu].map(|rule| {
-            let moe = MoeConfig::new(4, 6, 3, 1).with_router(rule).init(&Default::default());
+            let mut moe: Moe<B> = MoeConfig::new(4, 6, 3, 1).with_router(rule).init(&Default::default());
+            if let Router::Relu(router) = &mut moe.router {
+                // Every expert is chosen by every token: more than one, so that there is something to move.
+                router.weight = router.weight.clone().map(|weight| weight.ones_like().require_grad());
+            }
             let _ = Module::num_params(&moe);
             moe
         })
     }
 
     fn batch(tokens: usize) -> Tensor<B, 2> {
-        Tensor::random([tokens, 4], Distribution::Normal(0.0, 1.0), &Default::default())
+        Tensor::random([tokens, 4], Distribution::Uniform(0.1, 1.0), &Default::default())
     }
 
     fn pass(moe: &Moe<B>, batch: Tensor<B, 2>) -> (GradientsParams, ExpertLoad<B>) {

@@ -60,23 +60,31 @@ fn read(dir: &Path, part: &str) -> Result<ImageSet, ImageError> {
 /// Sizes and bytes of a file that begins with `magic`.
 fn tensor<const D: usize>(path: &Path, magic: [u8; 4]) -> Result<([usize; D], Vec<u8>), ImageError> {
     let damaged = |reason: String| ImageError::Damaged { path: path.into(), reason };
-    let mut bytes = super::source::read_part(path)?;
-    if path.extension().is_some_and(|extension| extension == "gz") {
-        let mut unpacked = Vec::new();
-        GzDecoder::new(&bytes[..]).read_to_end(&mut unpacked).map_err(|error| damaged(error.to_string()))?;
-        bytes = unpacked;
-    }
-    let header = 4 * (D + 1);
-    if bytes.len() < header || bytes[..4] != magic {
+    let file = super::source::read_part(path)?;
+    let mut reader: Box<dyn Read> = match path.extension() {
+        Some(extension) if extension == "gz" => Box::new(GzDecoder::new(&file[..])),
+        _ => Box::new(&file[..]),
+    };
+    let mut word = || {
+        let mut word = [0; 4];
+        reader.read_exact(&mut word).map(|()| word)
+    };
+    if word().ok() != Some(magic) {
         return Err(damaged(format!("it does not begin with {magic:02x?}, as IDX files of bytes with {D} sizes do")));
     }
-    let word = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]) as usize;
-    let sizes: [usize; D] = std::array::from_fn(|axis| word(4 * (axis + 1)));
-    let expected = sizes.iter().try_fold(1, |product: usize, &size| product.checked_mul(size));
-    if sizes.contains(&0) || expected != Some(bytes.len() - header) {
-        return Err(damaged(format!("its sizes {sizes:?} do not make {} bytes", bytes.len() - header)));
+    let mut sizes = [0; D];
+    for size in &mut sizes {
+        *size = u32::from_be_bytes(word().map_err(|error| damaged(error.to_string()))?) as usize;
     }
-    Ok((sizes, bytes.split_off(header)))
+    let expected = sizes.iter().try_fold(1, |product: usize, &size| product.checked_mul(size)).unwrap_or(usize::MAX);
+    let mut bytes = Vec::new();
+    // One more than there should be, and not all that a packed file could grow to.
+    let limit = (expected as u64).saturating_add(1);
+    reader.take(limit).read_to_end(&mut bytes).map_err(|error| damaged(error.to_string()))?;
+    if expected == 0 || bytes.len() != expected {
+        return Err(damaged(format!("its sizes {sizes:?} do not make the numbers in it")));
+    }
+    Ok((sizes, bytes))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Images in classes, in batches, for a vision model.
 //!
-//! Images come from a directory ([`ImageSource`]), in one of three layouts, or are drawn ([`shapes`]); all of one size and in
+//! Images come from a directory ([`ImageSource`]), in one of three layouts, or are drawn ([`draw_shapes`]); all of one size and in
 //! memory, a byte per number ([`ImageSet`], a `Dataset` of burn). Batches ([`ImageBatch`]) are pure functions of images, settings
 //! and step, augmentation included, so a resumed run sees what an unbroken one would have seen.
 

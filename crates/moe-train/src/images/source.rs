@@ -2,7 +2,7 @@
 //!
 //! | `--data` | held out |
 //! |---|---|
-//! | nothing: [shapes](super::shapes) are drawn | others of them |
+//! | nothing: shapes are drawn ([`draw_shapes`]) | others of them |
 //! | CIFAR-10's `data_batch_1.bin` to 5 and `test_batch.bin` | the latter |
 //! | IDX files: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-..`, also `.gz` | `t10k-..` |
 //! | `train/` and `valid/`, `val/` or `test/`, each with a folder for every class | the second |

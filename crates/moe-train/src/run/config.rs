@@ -8,7 +8,7 @@ use super::RunError;
 use crate::config::TrainConfig;
 use crate::images::VitTrainConfig;
 
-/// The settings of a run, tagged with the kind of its model, under [`TASK`].
+/// The settings of a run, tagged with the kind of its model: `"task": "lm"` or `"vit"`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(tag = "task", rename_all = "lowercase")]
 pub enum RunConfig {
@@ -18,7 +18,7 @@ pub enum RunConfig {
     Vit(Box<VitTrainConfig>),
 }
 
-/// The key of the tag.
+/// The key of the tag of [`RunConfig`].
 pub(crate) const TASK: &str = "task";
 
 /// Settings of one kind of model.

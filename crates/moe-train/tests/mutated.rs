@@ -1,0 +1,220 @@
+//! Every reader of files against files that were changed at random: an error or what is still right, never a panic, and nothing that
+//! takes the memory a broken header claims.
+
+use std::fs;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use burn::backend::Flex;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use image::{Rgb, RgbImage};
+use moe_models::checkpoint::{HfCheckpoint, HfExport};
+use moe_models::lm::{Lm, LmConfig, LmMoeConfig, MoeLayers, QkNorm};
+use moe_train::config::{DataConfig, TrainConfig};
+use moe_train::data::{Split, Vocab};
+use moe_train::images::{ImageConfig, ImageSource};
+use moe_train::overrides::Overrides;
+use moe_train::report::write_report;
+use moe_train::run::{Run, StepRecord, inspect, read_metrics};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tempfile::TempDir;
+
+/// Changed files for each original. `MOE_MUTATIONS` asks for more.
+const ROUNDS: u64 = 60;
+
+fn rounds() -> u64 {
+    std::env::var("MOE_MUTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
+}
+
+/// A file that is a little, or completely, something else.
+fn mutated(original: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
+    let mut bytes = original.to_vec();
+    for _ in 0..random.random_range(1..4) {
+        let at = if bytes.is_empty() { 0 } else { random.random_range(0..bytes.len() as u64) as usize };
+        match random.random_range(0..8) {
+            0 => bytes.truncate(at),
+            1 if !bytes.is_empty() => bytes[at] ^= 1 << random.random_range(0..8),
+            2 => bytes.insert(at, random.random()),
+            3 => bytes.extend_from_within(at..),
+            4 => {
+                let end = bytes.len().min(at + random.random_range(1..9));
+                bytes[at..end].fill(0xff);
+            }
+            // Numbers in texts that no memory holds.
+            5 => {
+                let end = bytes.len().min(at + 1);
+                bytes.splice(at..end, *b"999999999999999999");
+            }
+            6 => {
+                bytes.drain(at..bytes.len().min(at + 16));
+            }
+            _ if !bytes.is_empty() => bytes[at] = random.random(),
+            _ => {}
+        }
+    }
+    bytes
+}
+
+/// Reads `path` again and again, changed; then it is whole again, and readable.
+fn survives(path: &Path, read: impl Fn() -> Result<(), String>) {
+    let original = fs::read(path).expect("the original is there");
+    read().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut refused = 0;
+    for seed in 0..rounds() {
+        let bytes = mutated(&original, &mut ChaCha8Rng::seed_from_u64(seed));
+        fs::write(path, &bytes).expect("writable");
+        let result = catch_unwind(AssertUnwindSafe(&read));
+        let result = result.unwrap_or_else(|_| panic!("{} panics at seed {seed}", path.display()));
+        refused += u64::from(result.is_err());
+    }
+    fs::write(path, &original).expect("writable");
+    assert!(refused > 0, "{}: no change was ever noticed", path.display());
+    read().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}
+
+fn place() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+fn put(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    let path = dir.join(name);
+    fs::create_dir_all(path.parent().expect("a file has a directory")).expect("writable");
+    fs::write(&path, bytes).expect("writable");
+    path
+}
+
+fn said<T, E: ToString>(result: Result<T, E>) -> Result<(), String> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(error) if error.to_string().is_empty() => panic!("an error without words"),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[test]
+fn files_of_settings() {
+    let dir = place();
+    let config = TrainConfig::preset("tiny").expect("a preset");
+    let json = serde_json::to_string_pretty(&config).expect("plain data");
+    let files = [
+        put(dir.path(), "c.json", json),
+        put(dir.path(), "c.toml", "[train]\nsteps = 10\n[moe]\nrouter = \"sigmoid\"\ntop_k = 1\n[optim]\nlr = 1e-3\n"),
+    ];
+    for file in files {
+        survives(&file, || {
+            let mut overrides = Overrides::default();
+            said(overrides.add_file(&file))?;
+            let config = TrainConfig::resolve("tiny", &overrides).map_err(|error| error.to_string())?;
+            said(config.validate())
+        });
+    }
+}
+
+#[test]
+fn texts_and_tokenizers() {
+    let dir = place();
+    let tokenizer = r#"{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}}"#;
+    let file = put(dir.path(), "tokenizer.json", tokenizer);
+    survives(&file, || {
+        let vocab = Vocab::load(Some(&file)).map_err(|error| error.to_string())?;
+        said(vocab.encode(b"abba ab".to_vec()))
+    });
+    // Any text is one; a changed one may be none.
+    let text = put(dir.path(), "texts/a.txt", "the router chooses ".repeat(40));
+    let config = DataConfig { path: Some(dir.path().join("texts")), ..DataConfig::default() };
+    for seed in 0..rounds() {
+        fs::write(&text, mutated(&[b'a'; 300], &mut ChaCha8Rng::seed_from_u64(seed))).expect("writable");
+        let _ = Split::load(&config);
+    }
+}
+
+#[test]
+fn images_of_every_layout() {
+    let dir = place();
+    let load = |dir: &Path| {
+        let config = ImageConfig { path: Some(dir.into()), ..ImageConfig::default() };
+        said(ImageSource::find(&config).and_then(|source| source.load(0.5, 3, 4)))
+    };
+    let cifar = dir.path().join("cifar");
+    let record = [vec![3; 1], vec![7; 3072]].concat();
+    let batches: Vec<PathBuf> =
+        (1..=5).map(|part| put(&cifar, &format!("data_batch_{part}.bin"), record.repeat(2))).collect();
+    let test = put(&cifar, "test_batch.bin", record.repeat(2));
+    for file in [&batches[0], &batches[4], &test] {
+        survives(file, || load(&cifar));
+    }
+
+    let idx = dir.path().join("idx");
+    let file = |magic: u8, sizes: &[u32], bytes: Vec<u8>| -> Vec<u8> {
+        let sizes = sizes.iter().flat_map(|size| size.to_be_bytes());
+        [0, 0, 8, magic].into_iter().chain(sizes).chain(bytes).collect()
+    };
+    let packed = |bytes: Vec<u8>| {
+        let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+        packed.write_all(&bytes).and_then(|()| packed.finish()).expect("in memory")
+    };
+    let images = put(&idx, "train-images-idx3-ubyte", file(3, &[4, 3, 3], (0..36).collect()));
+    let labels = put(&idx, "train-labels-idx1-ubyte.gz", packed(file(1, &[4], vec![0, 1, 2, 1])));
+    put(&idx, "t10k-images-idx3-ubyte", file(3, &[2, 3, 3], (0..18).collect()));
+    put(&idx, "t10k-labels-idx1-ubyte", file(1, &[2], vec![1, 0]));
+    for file in [&images, &labels] {
+        survives(file, || load(&idx));
+    }
+
+    let folders = dir.path().join("folders");
+    for class in ["a", "b"] {
+        for number in 0..2 {
+            fs::create_dir_all(folders.join(class)).expect("writable");
+            let image = RgbImage::from_fn(6, 5, |x, y| Rgb([x as u8 * 40, y as u8 * 40, number * 90]));
+            let extension = if number == 0 { "png" } else { "bmp" };
+            image.save(folders.join(class).join(format!("{number}.{extension}"))).expect("writable");
+        }
+    }
+    let jpeg = folders.join("b/2.jpg");
+    RgbImage::from_pixel(8, 8, Rgb([9, 90, 200])).save(&jpeg).expect("writable");
+    for file in [folders.join("a/0.png"), folders.join("a/1.bmp"), jpeg] {
+        survives(&file, || load(&folders));
+    }
+}
+
+#[test]
+fn checkpoints_of_transformers() {
+    let dir = place();
+    let moe = LmMoeConfig::new(3, 2, 6).with_normalize_gates(true);
+    let config = LmConfig::new(11, 8, 2, 2, 10, 16).with_moe_layers(MoeLayers::All).with_moe(moe);
+    let model: Lm<Flex> = config.with_qk_norm(QkNorm::Full).init(&Default::default());
+    let (whole, sharded) = (dir.path().join("whole"), dir.path().join("sharded"));
+    HfExport::new().save(&model, &whole).expect("a new directory");
+    HfExport::new().with_max_shard_bytes(4000).save(&model, &sharded).expect("a new directory");
+    let load = |dir: &Path| {
+        let loaded = HfCheckpoint::open(dir).and_then(|checkpoint| checkpoint.load::<Flex>(&Default::default()));
+        said(loaded)
+    };
+    for file in ["config.json", "model.safetensors"] {
+        survives(&whole.join(file), || load(&whole));
+    }
+    survives(&sharded.join("model.safetensors.index.json"), || load(&sharded));
+}
+
+#[test]
+fn what_a_run_left() {
+    let dir = place();
+    let path = dir.path().join("run");
+    let config = TrainConfig::preset("tiny").expect("a preset");
+    let mut run = Run::create(&path, &config).expect("a new directory");
+    let record: StepRecord = serde_json::from_str(
+        r#"{"step": 1, "tokens": 8, "loss": 1.5, "balance_loss": 1.0, "z_loss": 0.1, "lr": 0.001, "grad_norm": 0.5, "tokens_per_s": 9.0, "layers": []}"#,
+    )
+    .expect("a record");
+    (1..4).for_each(|step| run.log(&StepRecord { step, ..record.clone() }).expect("writable"));
+    drop(run);
+    survives(&path.join("config.json"), || said(inspect(&path)));
+    // A last line that was cut short is what a kill leaves, and no error: two lines more, so that others are hit.
+    let metrics = path.join("metrics.jsonl");
+    survives(&metrics, || said(read_metrics(&metrics)));
+    survives(&metrics, || said(Run::open(&path)));
+    survives(&metrics, || said(write_report(&path)));
+}
