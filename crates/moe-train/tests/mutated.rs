@@ -23,7 +23,7 @@ use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 
 /// Changed files for each original. `MOE_MUTATIONS` asks for more.
-const ROUNDS: u64 = 60;
+const ROUNDS: u64 = 1500;
 
 fn rounds() -> u64 {
     std::env::var("MOE_MUTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)

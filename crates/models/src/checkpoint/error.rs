@@ -107,6 +107,17 @@ pub enum CheckpointError {
         /// Its name.
         name: String,
     },
+    /// Fewer tensors than the model has layers and experts.
+    #[error(
+        "config.json describes a model of at least {least} tensors, and there are {found}; the weights belong to another \
+         config.json"
+    )]
+    TooFewTensors {
+        /// What there is.
+        found: usize,
+        /// What the model needs.
+        least: usize,
+    },
     /// A tensor that the model has no place for.
     #[error(
         "the model has no place for the tensor `{name}`; the weights belong to another config.json, or the tensor must be \

@@ -51,9 +51,10 @@ impl HfCheckpoint {
     /// missing, is not known, has another shape, or a dtype other than f32, bf16 and f16.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let dir = dir.as_ref();
-        let config = read_config(dir)?;
+        let (config, shards) = (read_config(dir)?, Shards::open(dir)?);
+        check_count(&config.model, &shards)?;
         let parameters = parameters(config.family, &config.model);
-        let checkpoint = Self { parameters, config, shards: Shards::open(dir)? };
+        let checkpoint = Self { parameters, config, shards };
         checkpoint.check()?;
         Ok(checkpoint)
     }
@@ -86,6 +87,7 @@ impl HfCheckpoint {
     /// [`CheckpointError::NoEquivalent`] or an error of a tensor when such a model has other parameters.
     pub fn with_config(self, model: LmConfig) -> Result<Self, CheckpointError> {
         config::refuse_inexpressible(&model, self.config.family)?;
+        check_count(&model, &self.shards)?;
         let parameters = parameters(self.config.family, &model);
         let checkpoint = Self { parameters, config: HfConfig { model, ..self.config }, ..self };
         checkpoint.check()?;
@@ -130,6 +132,12 @@ impl HfCheckpoint {
             None => Err(CheckpointError::Dtype { name: name(), found: format!("{:?}", info.dtype) }),
         }
     }
+}
+
+/// Finds out before every tensor has a name in memory whether there can be enough of them.
+fn check_count(model: &LmConfig, shards: &Shards) -> Result<(), CheckpointError> {
+    let (found, least) = (shards.names().count(), model.num_layers + model.num_moe_layers() * model.moe.num_experts);
+    if found < least { Err(CheckpointError::TooFewTensors { found, least }) } else { Ok(()) }
 }
 
 /// Puts the numbers of a checkpoint into the parameters of a model.

@@ -19,6 +19,7 @@ mod config;
 pub mod count;
 mod default_vectors;
 pub(crate) mod feed_forward;
+pub(crate) mod limits;
 mod loads;
 mod loss;
 pub(crate) mod model;

@@ -3,7 +3,7 @@
 use moe_layers::dispatch::DropPolicy;
 use thiserror::Error;
 
-use super::{LmConfig, LmMoeConfig, MoeLayers, RopeScaling, RouterKind};
+use super::{LmConfig, LmMoeConfig, MoeLayers, RopeScaling, RouterKind, limits};
 
 /// Why an [`LmConfig`] is not a model.
 #[derive(Clone, Debug, Error, PartialEq)]
@@ -13,6 +13,16 @@ pub enum LmConfigError {
     Zero {
         /// Path of the field.
         field: &'static str,
+    },
+    /// A size that no machine has room for.
+    #[error("{field} is {value}; it can be {most} at most")]
+    TooLarge {
+        /// Path of the field, or what the fields make together.
+        field: &'static str,
+        /// What it is.
+        value: f64,
+        /// What it may be.
+        most: f64,
     },
     /// A real number is out of range.
     #[error("{field} is {value}; it must be {expected}")]
@@ -150,7 +160,45 @@ impl LmConfig {
         non_zero("d_hidden", self.d_hidden)?;
         non_zero("max_seq_len", self.max_seq_len)?;
         non_zero("num_kv_heads", self.num_kv_heads.unwrap_or(1))?;
-        non_zero("head_dim", self.head_dim.unwrap_or(1))
+        non_zero("head_dim", self.head_dim.unwrap_or(1))?;
+        self.validate_limits()
+    }
+
+    fn validate_limits(&self) -> Result<(), LmConfigError> {
+        let moe = &self.moe;
+        let sizes = [
+            ("num_layers", self.num_layers, limits::LAYERS),
+            ("max_seq_len", self.max_seq_len, limits::POSITIONS),
+            ("vocab_size", self.vocab_size, limits::SIZE),
+            ("d_model", self.d_model, limits::SIZE),
+            ("num_heads", self.num_heads, limits::SIZE),
+            ("num_kv_heads", self.num_kv_heads.unwrap_or(1), limits::SIZE),
+            ("head_dim", self.head_dim.unwrap_or(1), limits::SIZE),
+            ("d_hidden", self.d_hidden, limits::SIZE),
+            ("moe.num_experts", moe.num_experts, limits::SIZE),
+            ("moe.d_hidden", moe.d_hidden, limits::SIZE),
+            ("moe.shared_d_hidden", moe.shared_d_hidden, limits::SIZE),
+        ];
+        if let Some((field, value, most)) = limits::first_beyond(&sizes) {
+            return Err(LmConfigError::TooLarge { field, value, most });
+        }
+        let [d, heads, hidden, experts, expert, shared, vocab, layers] = [
+            self.d_model,
+            self.num_heads * self.head_dim.unwrap_or(self.d_model.div_ceil(self.num_heads)),
+            self.d_hidden,
+            moe.num_experts,
+            moe.d_hidden,
+            moe.shared_d_hidden,
+            self.vocab_size,
+            self.num_layers,
+        ]
+        .map(|size| size as f64);
+        let value = layers * d * (4.0 * heads + 3.0 * (hidden + experts * expert + shared)) + 2.0 * vocab * d;
+        let field = "the number of parameters";
+        if value > limits::PARAMETERS {
+            return Err(LmConfigError::TooLarge { field, value, most: limits::PARAMETERS });
+        }
+        Ok(())
     }
 
     fn validate_heads(&self) -> Result<(), LmConfigError> {
@@ -249,6 +297,20 @@ mod tests {
         assert_eq!(error(|c| c.moe.num_experts = 0), zero("moe.num_experts"));
         assert_eq!(error(|c| c.moe.top_k = 0), zero("moe.top_k"));
         assert_eq!(error(|c| c.moe.d_hidden = 0), zero("moe.d_hidden"));
+    }
+
+    #[test]
+    fn a_size_beyond_every_machine_is_named() {
+        let named = |change: fn(&mut LmConfig)| match error(change) {
+            LmConfigError::TooLarge { field, .. } => field,
+            other => panic!("another error: {other}"),
+        };
+        assert_eq!(named(|c| c.num_layers = usize::MAX), "num_layers");
+        assert_eq!(named(|c| c.max_seq_len = 999_999_999_999), "max_seq_len");
+        assert_eq!(named(|c| c.vocab_size = usize::MAX), "vocab_size");
+        assert_eq!(named(|c| c.moe.num_experts = usize::MAX), "moe.num_experts");
+        assert_eq!(named(|c| (c.d_model, c.d_hidden) = (1 << 30, 1 << 30)), "the number of parameters");
+        assert_eq!(named(|c| (c.num_heads, c.head_dim) = (1 << 30, Some(1 << 30))), "the number of parameters");
     }
 
     #[test]

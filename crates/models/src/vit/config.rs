@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::lm::feed_forward::FeedForwardSpec;
-use crate::lm::{LmMoeConfig, MoeLayers, RouterKind};
+use crate::lm::{LmMoeConfig, MoeLayers, RouterKind, limits};
 
 /// Configuration to create a [`Vit`](super::Vit) using the [init function](VitConfig::init).
 ///
@@ -72,6 +72,16 @@ pub enum VitConfigError {
     /// A size is 0.
     #[error("{0} is 0; set it to at least 1")]
     Zero(&'static str),
+    /// A size that no machine has room for.
+    #[error("{field} is {value}; it can be {most} at most")]
+    TooLarge {
+        /// The field, or what the fields make together.
+        field: &'static str,
+        /// What it is.
+        value: f64,
+        /// What it may be.
+        most: f64,
+    },
     /// A part of an image is left over.
     #[error("patch_size = {patch_size} does not divide image_size = {image_size}; choose a divisor of {image_size}")]
     PatchesDoNotDivide {
@@ -170,6 +180,7 @@ impl VitConfig {
         if let Some((field, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
             return Err(VitConfigError::Zero(field));
         }
+        self.validate_limits()?;
         let Self { image_size, patch_size, d_model, num_heads, .. } = *self;
         if !image_size.is_multiple_of(patch_size) {
             return Err(VitConfigError::PatchesDoNotDivide { image_size, patch_size });
@@ -178,6 +189,45 @@ impl VitConfig {
             return Err(VitConfigError::HeadsDoNotDivide { d_model, num_heads });
         }
         Ok(())
+    }
+
+    fn validate_limits(&self) -> Result<(), VitConfigError> {
+        let moe = &self.moe;
+        let sizes = [
+            ("num_layers", self.num_layers, limits::LAYERS),
+            ("image_size", self.image_size, limits::LAYERS),
+            ("channels", self.channels, limits::LAYERS),
+            ("num_classes", self.num_classes, limits::SIZE),
+            ("d_model", self.d_model, limits::SIZE),
+            ("num_heads", self.num_heads, limits::SIZE),
+            ("d_hidden", self.d_hidden, limits::SIZE),
+            ("moe.num_experts", moe.num_experts, limits::SIZE),
+            ("moe.d_hidden", moe.d_hidden, limits::SIZE),
+            ("moe.shared_d_hidden", moe.shared_d_hidden, limits::SIZE),
+            ("soft_slots", self.soft_slots, limits::SIZE),
+        ];
+        if let Some((field, value, most)) = limits::first_beyond(&sizes) {
+            return Err(VitConfigError::TooLarge { field, value, most });
+        }
+        let [d, hidden, experts, expert, shared, slots, layers, tokens, classes] = [
+            self.d_model,
+            self.d_hidden,
+            moe.num_experts,
+            moe.d_hidden,
+            moe.shared_d_hidden,
+            self.soft_slots,
+            self.num_layers,
+            self.num_tokens() + self.patch_numbers(),
+            self.num_classes,
+        ]
+        .map(|size| size as f64);
+        let inside = 4.0 * d + 3.0 * (hidden + experts * (expert + slots) + shared);
+        let value = layers * d * inside + d * (tokens + classes);
+        let field = "the number of parameters";
+        match value > limits::PARAMETERS {
+            true => Err(VitConfigError::TooLarge { field, value, most: limits::PARAMETERS }),
+            false => Ok(()),
+        }
     }
 
     /// Standard deviation of the matrices whose product is added to the residual stream.

@@ -180,6 +180,10 @@ fn contradictions_are_named() {
     assert!(error(VitConfig::new(8, 3, 3, 12, 2, 3, 20)).contains("patch_size = 3 does not divide image_size = 8"));
     assert!(error(VitConfig::new(8, 4, 3, 12, 2, 5, 20)).contains("num_heads = 5 does not divide d_model = 12"));
     assert!(error(VitConfig::new(8, 4, 0, 12, 2, 3, 20)).contains("num_classes is 0"));
+    assert!(
+        error(VitConfig::new(8, 4, 3, 12, usize::MAX, 3, 20)).contains("num_layers is 18446744073709552000; it can")
+    );
+    assert!(error(VitConfig::new(8, 4, 3, 1 << 30, 2, 1, 1 << 30)).contains("the number of parameters is"));
     assert!(error(small().with_moe_layers(MoeLayers::Every(5))).contains("selects none of num_layers = 2"));
     assert!(error(small().with_moe(LmMoeConfig::new(4, 5, 8))).contains("moe.top_k = 5"));
     let soft = small().with_soft_slots(1).with_moe(experts(RouterKind::Default));
