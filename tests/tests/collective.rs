@@ -1,6 +1,8 @@
 //! What travels with the gradients through a real all-reduce of `burn-collective`, between threads: counts that excite experts, sums of
 //! default vectors, loads of routers.
 
+#![cfg(feature = "flex")]
+
 use std::thread;
 
 use burn::backend::{Autodiff, Flex};

@@ -1,6 +1,8 @@
 //! Every reader of files against files that were changed at random: an error or what is still right, never a panic, and nothing that
 //! takes the memory a broken header claims.
 
+#![cfg(feature = "flex")]
+
 use std::fs;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
