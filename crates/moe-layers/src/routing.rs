@@ -77,8 +77,10 @@ impl<B: MoeBackend> Routing<B> {
     /// The decision about no tokens: `T = 0`. Most backends cannot compute it, since some op of theirs fails on an empty
     /// tensor.
     pub fn empty(num_experts: usize, top_k: usize, dtype: DType, device: &B::Device) -> Self {
-        let scores = Tensor::zeros([0, num_experts], (device, dtype));
-        let gates = Tensor::zeros([0, top_k], (device, dtype));
+        // From data: Fusion may put an empty tensor that it is to fill, and one of a single number, into one kernel, which then runs
+        // for no number at all.
+        let empty = |width| Tensor::from_data(TensorData::new(Vec::<f32>::new(), [0, width]), (device, dtype));
+        let (scores, gates) = (empty(num_experts), empty(top_k));
         let experts = Tensor::from_data(TensorData::new(Vec::<i32>::new(), [0, top_k]), device);
         Self::new(scores.clone(), scores, gates, experts)
     }

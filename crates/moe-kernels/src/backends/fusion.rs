@@ -8,7 +8,7 @@ use std::fmt;
 
 use burn::tensor::backend::{Backend, BackendTypes};
 use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor, IntTensorOps};
-use burn::tensor::{DType, Element, Shape, Tensor};
+use burn::tensor::{DType, Element, Shape, Tensor, TensorData};
 use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime, FusionTensor};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, OperationOutput, TensorIr};
@@ -23,7 +23,7 @@ impl<B: FusionBackend + MoeBackend> MoeBackend for Fusion<B> {
     fn moe_top_k_indices(scores: FloatTensor<Self>, k: usize) -> IntTensor<Self> {
         let (shape, dtype) = (Shape::new([scores.shape[0], k]), index_type::<B>());
         if shape.num_elements() == 0 {
-            return Self::int_zeros(shape, scores.client.device(), dtype.into());
+            return no_ints::<B>(shape, dtype, scores.client.device());
         }
         let [output] = register::<B, 1>("moe_top_k_indices", vec![scores], [(shape, dtype)], move |op, handles| {
             let ([scores], [output]) = op.as_fixed();
@@ -37,7 +37,7 @@ impl<B: FusionBackend + MoeBackend> MoeBackend for Fusion<B> {
         let (num_tokens, top_k, dtype) = (experts.shape[0], experts.shape[1], index_type::<B>());
         let sizes = [num_experts + 1, num_tokens * top_k, num_tokens * top_k, num_tokens * top_k];
         let tensors = if num_tokens == 0 {
-            sizes.map(|size| Self::int_zeros(Shape::new([size]), experts.client.device(), dtype.into()))
+            sizes.map(|size| no_ints::<B>(Shape::new([size]), dtype, experts.client.device()))
         } else {
             let outputs = sizes.map(|size| (Shape::new([size]), dtype));
             register::<B, 4>("moe_plan", vec![experts], outputs, move |op, handles| {
@@ -218,6 +218,12 @@ fn reduction<B: FusionBackend + MoeBackend>(
     float_op::<B, 1>(name, [x], Vec::new(), shape, move |[x], _, _| run(x, dim))
 }
 
+/// Zeros that are no operation: Fusion may put the filling of an empty tensor, and a number that stands beside it, into one kernel,
+/// which then runs for nobody.
+fn no_ints<B: FusionBackend>(shape: Shape, dtype: DType, device: &B::Device) -> IntTensor<Fusion<B>> {
+    Fusion::<B>::int_from_data(TensorData::zeros::<i32, _>(shape).convert_dtype(dtype), device)
+}
+
 /// An op whose inputs are float tensors and then `others`, with a float output of the type of the first.
 fn float_op<B: FusionBackend, const N: usize>(
     name: &'static str,
@@ -229,7 +235,12 @@ fn float_op<B: FusionBackend, const N: usize>(
     let dtype = floats[0].dtype;
     let empty = floats.iter().any(|tensor| tensor.shape.num_elements() == 0);
     if empty || shape.num_elements() == 0 {
-        return Fusion::<B>::float_zeros(shape, floats[0].client.device(), dtype.into());
+        // As for [`no_ints`].
+        let device = floats[0].client.device();
+        return match shape.num_elements() {
+            0 => Fusion::<B>::float_from_data(TensorData::zeros::<f32, _>(shape).convert_dtype(dtype), device),
+            _ => Fusion::<B>::float_zeros(shape, device, dtype.into()),
+        };
     }
     let inputs = floats.into_iter().chain(others).collect();
     let [output] = register::<B, 1>(name, inputs, [(shape, dtype)], move |op, handles| {

@@ -15,5 +15,6 @@ use crate::Routing;
 
 /// The loss of an empty batch.
 fn zero<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
-    Tensor::zeros([1], (&routing.probs.device(), routing.probs.dtype()))
+    // From data, as all of an empty decision.
+    Tensor::from_data([0.0], (&routing.probs.device(), routing.probs.dtype()))
 }
