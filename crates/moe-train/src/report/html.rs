@@ -90,9 +90,10 @@ fn header(report: &Report) -> String {
 /// The numbers that a reader looks for first.
 fn tiles(report: &Report) -> String {
     let last = report.last();
-    let (steps, subject) = match &report.config {
-        RunConfig::Lm(config) => (config.train.steps, report.subject()),
-        RunConfig::Vit(config) => (config.train.steps, report.subject()),
+    let subject = report.subject();
+    let steps = match &report.config {
+        RunConfig::Lm(config) => config.train.steps,
+        RunConfig::Vit(config) => config.train.steps,
     };
     let mut tiles = vec![
         ("steps", thousands(last.step as f64), format!("of {}", thousands(steps as f64))),
