@@ -6,7 +6,7 @@ use moe_models::lm::{Lm, LmLoss, MoeLayerOutput};
 use moe_train::backend::{Device, Training};
 use moe_train::config::TrainConfig;
 use moe_train::data::Batch;
-use moe_train::optim::{ExpertLoads, LmOptimizer, ModelExperts, OnePass, clip_global_norm};
+use moe_train::optim::{ExpertLoads, LmOptimizer, ModelExperts, clip_global_norm};
 
 use super::sides::{Factors, Side};
 use super::{LR, excitations, seeded};
@@ -77,7 +77,7 @@ impl Side for LmSide<'_> {
                 let mut loads = ExpertLoads::default();
                 loads.add(&layers);
                 loads.register(&model, &mut grads);
-                exciter.step_scaling_by(&OnePass, &mut self.optimizer, LR, model, grads)
+                exciter.step_inside(&mut self.optimizer, LR, model, grads)
             }
         };
         self.model = Some(model);

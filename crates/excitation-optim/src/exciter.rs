@@ -11,7 +11,7 @@ use crate::grads::Grads;
 use crate::layers::Member;
 use crate::modulation::{Draw, Utilization};
 use crate::slices::{Snapshot, check_members};
-use crate::{BurnOps, ByModule, ExcitationConfig, ExpertLayers, FindExperts, ScaleChange};
+use crate::{ByModule, ExcitationConfig, ExpertFactors, ExpertLayers, FindExperts, ScalingOptimizer};
 
 /// Excitation without an optimizer of its own: [`Excitation`](crate::Excitation) holds one and the optimizer it drives.
 /// On its own it is for a loop that keeps its optimizer as it is, and that wants to see the factors.
@@ -78,17 +78,24 @@ impl<F> Exciter<F> {
         O: Optimizer<M, B>,
         F: FindExperts<M>,
     {
-        self.step_scaling_by(&BurnOps, inner, lr, module, grads)
+        let (grads, layers, factors) = self.prepared(&module, grads.into());
+        let named = factors.named(&layers);
+        let module = if self.config.is_neutral() {
+            grads.step(inner, lr, module)
+        } else {
+            self.excite(inner, lr, module, grads, &factors)
+        };
+        (module, named)
     }
 
-    /// [`step`](Self::step) with arithmetic of one's own.
+    /// [`step`](Self::step) of an optimizer that scales its own change. There is no transient copy of the experts, so
+    /// `low_memory` has no meaning here.
     ///
     /// # Panics
     ///
     /// As there.
-    pub fn step_scaling_by<M, B, O>(
+    pub fn step_inside<M, B, O>(
         &mut self,
-        scaling: &impl ScaleChange<B::InnerBackend>,
         inner: &mut O,
         lr: LearningRate,
         module: M,
@@ -97,22 +104,32 @@ impl<F> Exciter<F> {
     where
         M: AutodiffModule<B>,
         B: AutodiffBackend,
-        O: Optimizer<M, B>,
+        O: ScalingOptimizer<M, B>,
         F: FindExperts<M>,
     {
-        let mut grads = grads.into();
-        let layers = self.layers(&module);
-        let members = layers.members();
-        check_members(&module, &members);
-        let utilization = take_utilization::<B::InnerBackend>(&layers, |id| grads.remove(id));
-        grads.check_shapes(&module);
-        let factors = self.next_factors(utilization);
+        let (grads, layers, factors) = self.prepared(&module, grads.into());
         let module = if self.config.is_neutral() {
             grads.step(inner, lr, module)
         } else {
-            self.excite(scaling, inner, lr, module, grads, (&members, &factors))
+            inner.step_scaled(lr, module, grads, &factors)
         };
-        (module, named(&layers, factors))
+        (module, factors.named(&layers))
+    }
+
+    /// The gradients without the counts, and the factors that follow from these.
+    fn prepared<M, B>(&mut self, module: &M, mut grads: Grads) -> (Grads, ExpertLayers, ExpertFactors<B::InnerBackend>)
+    where
+        M: AutodiffModule<B>,
+        B: AutodiffBackend,
+        F: FindExperts<M>,
+    {
+        let layers = self.layers(module);
+        let members = layers.members();
+        check_members(module, &members);
+        let utilization = take_utilization::<B::InnerBackend>(&layers, |id| grads.remove(id));
+        grads.check_shapes(module);
+        let factors = self.next_factors(members, utilization);
+        (grads, layers, factors)
     }
 
     pub(crate) fn layers<M>(&self, module: &M) -> ExpertLayers
@@ -125,11 +142,17 @@ impl<F> Exciter<F> {
     }
 
     /// The factors of every layer in this step, which is counted.
-    pub(crate) fn next_factors<I: Backend>(&mut self, utilization: Vec<Utilization<I>>) -> Vec<Tensor<I, 1>> {
+    pub(crate) fn next_factors<I: Backend>(
+        &mut self,
+        members: HashMap<ParamId, Member>,
+        utilization: Vec<Utilization<I>>,
+    ) -> ExpertFactors<I> {
         let step = self.step;
         self.step += 1;
         let layers = utilization.into_iter().enumerate();
-        layers.map(|(layer, utilization)| self.config.factors(utilization, Draw { step, layer })).collect()
+        let layers =
+            layers.map(|(layer, utilization)| self.config.factors(utilization, Draw { step, layer })).collect();
+        ExpertFactors { members, layers, spares_decay: self.config.unscaled_decay.is_some() }
     }
 
     /// What the inner optimizer multiplies parameters by as decay, where the factor is to leave that out.
@@ -139,12 +162,11 @@ impl<F> Exciter<F> {
 
     fn excite<M, B, O>(
         &self,
-        scaling: &impl ScaleChange<B::InnerBackend>,
         inner: &mut O,
         lr: LearningRate,
         module: M,
         mut grads: Grads,
-        (members, factors): (&HashMap<ParamId, Member>, &[Tensor<B::InnerBackend, 1>]),
+        factors: &ExpertFactors<B::InnerBackend>,
     ) -> M
     where
         M: AutodiffModule<B>,
@@ -152,15 +174,15 @@ impl<F> Exciter<F> {
         O: Optimizer<M, B>,
     {
         if !self.config.low_memory {
-            let before = Snapshot::take(&module, members, self.decay(lr));
-            return before.scale_change(grads.step(inner, lr, module), members, factors, scaling);
+            let before = Snapshot::take(&module, &factors.members, self.decay(lr));
+            return before.scale_change(grads.step(inner, lr, module), factors);
         }
-        let each = grads.take_each(&module, members);
+        let each = grads.take_each(&module, &factors.members);
         let module = grads.step(inner, lr, module);
         each.into_iter().fold(module, |module, (id, grads)| {
-            let member = HashMap::from([(id, members[&id])]);
+            let member = HashMap::from([(id, factors.members[&id])]);
             let before = Snapshot::take(&module, &member, self.decay(lr));
-            before.scale_change(grads.step(inner, lr, module), &member, factors, scaling)
+            before.scale_change(grads.step(inner, lr, module), factors)
         })
     }
 }
@@ -183,7 +205,9 @@ pub(crate) fn take_utilization<I: Backend>(
     layers.iter().map(take).collect()
 }
 
-fn named<I: Backend>(layers: &ExpertLayers, factors: Vec<Tensor<I, 1>>) -> Vec<LayerFactors<I>> {
-    let pairs = layers.iter().zip(factors);
-    pairs.map(|(layer, factors)| LayerFactors { name: layer.name().into(), factors }).collect()
+impl<I: Backend> ExpertFactors<I> {
+    fn named(&self, layers: &ExpertLayers) -> Vec<LayerFactors<I>> {
+        let pairs = layers.iter().zip(&self.layers);
+        pairs.map(|(layer, factors)| LayerFactors { name: layer.name().into(), factors: factors.clone() }).collect()
+    }
 }

@@ -7,7 +7,7 @@ use burn::tensor::backend::AutodiffBackend;
 use crate::exciter::take_utilization;
 use crate::grads::check_shapes;
 use crate::slices::{Snapshot, check_members};
-use crate::{BurnOps, Excitation, FindExperts};
+use crate::{Excitation, FindExperts};
 
 impl<B: AutodiffBackend, F> Excitation<LBFGS<B>, F> {
     /// One step of LBFGS, all its iterations together, whose whole change is scaled; returns the module and the loss
@@ -49,7 +49,8 @@ impl<B: AutodiffBackend, F> Excitation<LBFGS<B>, F> {
             first.get_or_insert(utilization);
             (loss, grads)
         });
-        let factors = self.exciter.next_factors(first.expect("LBFGS evaluates the loss at least once"));
-        (before.scale_change(module, &members, &factors, &BurnOps), loss)
+        let utilization = first.expect("LBFGS evaluates the loss at least once");
+        let factors = self.exciter.next_factors(members, utilization);
+        (before.scale_change(module, &factors), loss)
     }
 }

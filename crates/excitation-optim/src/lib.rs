@@ -21,4 +21,4 @@ pub use grads::Grads;
 pub use layers::{ByModule, ExpertLayer, ExpertLayers, ExpertModule, FindExperts};
 pub use modulation::{Draw, Utilization};
 pub use per_expert::PerExpert;
-pub use scaling::{BurnOps, ScaleChange};
+pub use scaling::{ExpertFactors, ParamFactors, ScalingOptimizer};

@@ -7,8 +7,8 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
-use crate::ScaleChange;
-use crate::layers::{Member, Part};
+use crate::layers::Member;
+use crate::{ExpertFactors, ParamFactors};
 
 /// # Panics
 ///
@@ -55,15 +55,13 @@ impl Snapshot {
         Self { values: remember.values }
     }
 
-    /// Scales what has changed since by the factors of each parameter's layer, `[E]` each.
+    /// Scales what has changed since by the factors of each parameter.
     pub(crate) fn scale_change<M: AutodiffModule<B>, B: AutodiffBackend>(
         self,
         module: M,
-        members: &HashMap<ParamId, Member>,
-        factors: &[Tensor<B::InnerBackend, 1>],
-        scaling: &impl ScaleChange<B::InnerBackend>,
+        factors: &ExpertFactors<B::InnerBackend>,
     ) -> M {
-        module.map(&mut ScaleEach::<B::InnerBackend, _> { old: self.values, members, factors, scaling })
+        module.map(&mut ScaleEach::<B::InnerBackend> { old: self.values, factors })
     }
 }
 
@@ -86,27 +84,34 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Remember<'_> {
     }
 }
 
-struct ScaleEach<'a, I: Backend, S> {
+struct ScaleEach<'a, I: Backend> {
     old: GradientsParams,
-    members: &'a HashMap<ParamId, Member>,
-    factors: &'a [Tensor<I, 1>],
-    scaling: &'a S,
+    factors: &'a ExpertFactors<I>,
 }
 
-impl<B: AutodiffBackend, S: ScaleChange<B::InnerBackend>> ModuleMapper<B> for ScaleEach<'_, B::InnerBackend, S> {
+impl<B: AutodiffBackend> ModuleMapper<B> for ScaleEach<'_, B::InnerBackend> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let Some(old) = self.old.remove::<B::InnerBackend, D>(param.id) else { return param };
-        let Member { layer, part } = self.members[&param.id];
         let (id, tensor, mapper) = param.consume();
         let require_grad = tensor.is_require_grad();
         let new = tensor.inner();
         let device = new.device();
-        let factors = self.factors[layer].clone().to_device(&device).cast(new.dtype());
-        let (factors, axis) = match part {
-            Part::Axis(axis) => (factors, axis),
-            Part::Whole(expert) => (factors.narrow(0, expert, 1), 0),
-        };
-        let scaled = self.scaling.scale_change(old.to_device(&device), new, factors, axis);
+        let factors = self.factors.of(id, &device, new.dtype()).expect("only parameters of experts are remembered");
+        let scaled = scale_change(old.to_device(&device), new, factors);
         Param::from_mapped_value(id, Tensor::from_inner(scaled).set_require_grad(require_grad), mapper)
     }
+}
+
+/// `new + (old - new) * (1 - phi)`, which is `old + phi * (new - old)` \[S\] written so that a factor of 1 leaves `new` as it is,
+/// bit for bit. Three passes, each of which may overwrite an operand.
+fn scale_change<I: Backend, const D: usize>(
+    old: Tensor<I, D>,
+    new: Tensor<I, D>,
+    ParamFactors { factors, axis }: ParamFactors<I>,
+) -> Tensor<I, D> {
+    let mut shape = [1; D];
+    shape[axis] = factors.dims()[0];
+    let missing = factors.neg().add_scalar(1.0).reshape(shape);
+    let change = old.sub(new.clone()).mul(missing);
+    new.add(change)
 }

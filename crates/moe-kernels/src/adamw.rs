@@ -1,5 +1,8 @@
 //! The numbers of one AdamW step.
 
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
 /// What one step of AdamW ([Loshchilov and Hutter, 2019](https://arxiv.org/abs/1711.05101)) is told.
 ///
 /// The numbers have the types that burn's `AdamW` keeps them in, so that both round alike.
@@ -31,4 +34,26 @@ impl AdamWStep {
     pub(crate) fn corrections(&self) -> [f32; 2] {
         [self.beta_1, self.beta_2].map(|beta| 1.0 - beta.powi(self.time as i32))
     }
+}
+
+/// How much of its change each slice of a parameter keeps.
+#[derive(Clone, Debug)]
+pub struct ChangeScale<B: Backend> {
+    /// `[E]`, one factor for each slice along `axis`, or `[1]`, for all of the parameter; in its dtype.
+    pub factors: Tensor<B, 1>,
+    /// The axis of the slices.
+    pub axis: usize,
+    /// Whether decoupled decay is made in full, whatever the factor.
+    pub spares_decay: bool,
+}
+
+/// A [`ChangeScale`] for the numbers of a parameter in their order.
+#[derive(Clone, Debug)]
+pub struct RunScale<F> {
+    /// The factors `[E]`, which apply to runs of numbers over and over.
+    pub factors: F,
+    /// Numbers in a run; those of the parameter are a multiple of `E * run`.
+    pub run: usize,
+    /// Whether decoupled decay is made in full, whatever the factor.
+    pub spares_decay: bool,
 }

@@ -22,7 +22,7 @@
 //! | [`linear`], [`linear_transposed`] | rows times one matrix | two products |
 //! | [`rotary`] | turns pairs of channels | turns them back; saves nothing |
 //! | [`causal_attention`] | in blocks, grouped queries | saves inputs, output and one number per row of scores |
-//! | [`adamw_step`], [`scale_change`], [`sum_of_squares`] | the optimizer's passes over the parameters | none |
+//! | [`adamw_step`], [`adamw_step_scaled`], [`sum_of_squares`] | the optimizer's passes over the parameters | none |
 //!
 //! No step adds into memory in an order that depends on scheduling, so two runs give the same bits on a backend
 //! whose own ops do.
@@ -120,13 +120,13 @@ mod portable;
 pub mod reference;
 
 pub use activation::Activation;
-pub use adamw::AdamWStep;
+pub use adamw::{AdamWStep, ChangeScale, RunScale};
 pub use ffn::{FfnGrads, FfnNeeds, FfnSaved, FfnSummed, FfnWeights};
 pub use functions::{
-    adamw_step, causal_attention, chosen, combine_rows, cross_entropy_rows, dispatch_rows, divide_rows, expert_ffn,
-    expert_ffn_summing, gelu, grouped_matmul, grouped_matmul_transposed, grouped_outer, layer_norm, linear,
-    linear_transposed, log_sum_exp_rows, rms_norm, rotary, scale_change, softmax_rows, sum_dim, sum_of_squares, swiglu,
-    top_k, unchosen,
+    adamw_step, adamw_step_scaled, causal_attention, chosen, combine_rows, cross_entropy_rows, dispatch_rows,
+    divide_rows, expert_ffn, expert_ffn_summing, gelu, grouped_matmul, grouped_matmul_transposed, grouped_outer,
+    layer_norm, linear, linear_transposed, log_sum_exp_rows, rms_norm, rotary, softmax_rows, sum_dim, sum_of_squares,
+    swiglu, top_k, unchosen,
 };
 pub use ops::{AutodiffMoeBackend, MoeBackend};
 pub use plan::ExpertPlan;

@@ -3,7 +3,7 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
-use crate::{AdamWStep, ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnSummed, FfnWeights, portable};
+use crate::{AdamWStep, ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnSummed, FfnWeights, RunScale, portable};
 
 /// A burn backend with the ops of a Mixture-of-Experts layer.
 ///
@@ -310,7 +310,8 @@ pub trait MoeBackend: Backend {
         portable::divide_rows_backward::<Self>(output, divisors, grad)
     }
 
-    /// One step of AdamW on `[N]` numbers: parameter, gradient and both moments; returns the new parameter and moments.
+    /// One step of AdamW on `[N]` numbers: parameter, gradient and both moments; returns the new parameter and moments. The
+    /// parameter keeps as much of its change as `scale` says, all of it without one.
     ///
     /// An implementation may work in place on tensors that nobody else holds.
     fn moe_adamw_step(
@@ -318,21 +319,9 @@ pub trait MoeBackend: Backend {
         grad: FloatTensor<Self>,
         moments: [FloatTensor<Self>; 2],
         step: &AdamWStep,
+        scale: Option<RunScale<FloatTensor<Self>>>,
     ) -> [FloatTensor<Self>; 3] {
-        portable::adamw_step::<Self>(param, grad, moments, step)
-    }
-
-    /// `new + (old - new) * (1 - factor)` for `[N]` numbers in runs of `run`, whose factors are `factors` `[E]` over and over;
-    /// `N` is a multiple of `E * run`.
-    ///
-    /// An implementation may work in place on tensors that nobody else holds.
-    fn moe_scale_change(
-        old: FloatTensor<Self>,
-        new: FloatTensor<Self>,
-        factors: FloatTensor<Self>,
-        run: usize,
-    ) -> FloatTensor<Self> {
-        portable::scale_change::<Self>(old, new, factors, run)
+        portable::adamw_step::<Self>(param, grad, moments, step, scale)
     }
 
     /// The sum of the squares of `x` `[N]`: `[1]`.

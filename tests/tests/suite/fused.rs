@@ -2,8 +2,8 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 use moe_kernels::{
-    AdamWStep, AutodiffMoeBackend, adamw_step, causal_attention, cross_entropy_rows, layer_norm, log_sum_exp_rows,
-    reference, rms_norm, rotary, scale_change, softmax_rows, sum_of_squares,
+    AdamWStep, AutodiffMoeBackend, ChangeScale, adamw_step, adamw_step_scaled, causal_attention, cross_entropy_rows,
+    layer_norm, log_sum_exp_rows, reference, rms_norm, rotary, softmax_rows, sum_of_squares,
 };
 use moe_tests::{
     assert_close, host, numeric_gradient, numeric_gradient_by_rows, on_every_backend_and_portable, random, tensor,
@@ -19,7 +19,7 @@ on_every_backend_and_portable!(
     a_masked_logit_gets_no_probability,
     a_nan_stays_in_its_row_and_is_not_hidden,
     adamw_matches_the_loop,
-    changes_are_scaled_slice_by_slice,
+    adamw_changes_are_scaled_slice_by_slice,
     a_factor_of_one_keeps_the_bits,
     sum_of_squares_matches_the_loop,
     rotary_matches_the_rotation_of_every_pair,
@@ -216,30 +216,76 @@ fn adamw_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
 /// time.
 const SLICES: [[usize; 3]; 6] = [[1, 1, 1], [3, 5, 1], [1, 4, 7], [2, 3, 5], [1, 3, 16_390], [1_640, 11, 1]];
 
-fn changes_are_scaled_slice_by_slice<B: AutodiffMoeBackend>(device: &B::Device) {
-    for [outer, slices, run] in SLICES {
-        let count = outer * slices * run;
-        let (old, new, factors) = (random(count, 30), random(count, 31), scaled(slices, 32, 3.0));
-        let expected = |factor: &dyn Fn(usize) -> f64| -> Vec<f64> {
-            (0..count).map(|i| old[i] + factor(i / run % slices) * (new[i] - old[i])).collect()
+/// Parameter, gradient and moments after some steps, of `[outer, slices, run]`.
+fn under_way<B: AutodiffMoeBackend>(shape @ [outer, slices, run]: [usize; 3], device: &B::Device) -> Stepping<B> {
+    let values = |seed| random(outer * slices * run, seed);
+    let of = |values: Vec<f64>| tensor::<B, 3>(&values, shape, device).inner();
+    let square = values(33).into_iter().map(|x| x * x).collect();
+    Stepping { param: of(values(30)), grad: of(values(31)), moments: [of(values(32)), of(square)] }
+}
+
+#[derive(Clone)]
+struct Stepping<B: AutodiffMoeBackend> {
+    param: Tensor<B::InnerBackend, 3>,
+    grad: Tensor<B::InnerBackend, 3>,
+    moments: [Tensor<B::InnerBackend, 3>; 2],
+}
+
+impl<B: AutodiffMoeBackend> Stepping<B> {
+    /// Parameter and moments after one more step, and the parameter after decay alone.
+    fn plain(self) -> [Tensor<B::InnerBackend, 3>; 4] {
+        let decayed = self.param.clone().mul_scalar(1.0 - STEP.lr * f64::from(STEP.weight_decay));
+        let (param, [first, second]) = adamw_step(self.param, self.grad, self.moments, &STEP);
+        [param, first, second, decayed]
+    }
+
+    fn scaled(
+        self,
+        factors: Tensor<B::InnerBackend, 1>,
+        axis: usize,
+        spares_decay: bool,
+    ) -> [Tensor<B::InnerBackend, 3>; 3] {
+        let scale = ChangeScale { factors, axis, spares_decay };
+        let (param, [first, second]) = adamw_step_scaled(self.param, self.grad, self.moments, &STEP, scale);
+        [param, first, second]
+    }
+}
+
+const STEP: AdamWStep =
+    AdamWStep { lr: 0.1, beta_1: 0.9, beta_2: 0.95, epsilon: 1e-8, weight_decay: 0.5, time: 3, grad_factor: 1.0 };
+
+fn adamw_changes_are_scaled_slice_by_slice<B: AutodiffMoeBackend>(device: &B::Device) {
+    for shape @ [outer, slices, run] in SLICES {
+        let before = under_way::<B>(shape, device);
+        let factors = scaled(slices, 34, 3.0);
+        let [new, first, second, decayed] = before.clone().plain();
+        let (old, decayed, plain) = (host(before.param.clone()), host(decayed), host(new));
+        let expected = |old: &[f64], factor: &dyn Fn(usize) -> f64| -> Vec<f64> {
+            let each = (0..outer * slices * run).map(|i| (i, factor(i / run % slices)));
+            each.map(|(i, factor)| old[i] + factor * (plain[i] - old[i])).collect()
         };
-        let [before, after] = [&old, &new].map(|x| tensor::<B, 3>(x, [outer, slices, run], device).inner());
         let each = tensor::<B, 1>(&factors, [slices], device).inner();
         let one = tensor::<B, 1>(&factors[..1], [1], device).inner();
-        let found = scale_change(before.clone(), after.clone(), each, 1);
-        assert_close("each slice", &host(found), &expected(&|slice| factors[slice]));
-        assert_close("all of it", &host(scale_change(before, after, one, 2)), &expected(&|_| factors[0]));
+        let [found, first_found, second_found] = before.clone().scaled(each.clone(), 1, false);
+        assert_close("each slice", &host(found), &expected(&old, &|slice| factors[slice]));
+        first_found.into_data().assert_eq(&first.into_data(), true);
+        second_found.into_data().assert_eq(&second.into_data(), true);
+        let [found, ..] = before.clone().scaled(one, 2, false);
+        assert_close("all of it", &host(found), &expected(&old, &|_| factors[0]));
+        let [found, ..] = before.scaled(each, 1, true);
+        assert_close("decay spared", &host(found), &expected(&decayed, &|slice| factors[slice]));
     }
 }
 
 fn a_factor_of_one_keeps_the_bits<B: AutodiffMoeBackend>(device: &B::Device) {
-    let [old, new] = [30, 31].map(|seed| tensor::<B, 2>(&random(35, seed), [5, 7], device).inner());
+    let before = under_way::<B>([1, 5, 7], device);
     let factors = tensor::<B, 1>(&[1.0, 0.0, 1.0, 2.0, 1.0], [5], device).inner();
-    let found = scale_change(old.clone(), new.clone(), factors, 0);
+    let [found, ..] = before.clone().scaled(factors, 1, false);
+    let [plain, ..] = before.clone().plain();
     for row in [0, 2, 4] {
-        found.clone().narrow(0, row, 1).into_data().assert_eq(&new.clone().narrow(0, row, 1).into_data(), true);
+        found.clone().narrow(1, row, 1).into_data().assert_eq(&plain.clone().narrow(1, row, 1).into_data(), true);
     }
-    assert_close("a factor of 0", &host(found.narrow(0, 1, 1)), &host(old.narrow(0, 1, 1)));
+    assert_close("a factor of 0", &host(found.narrow(1, 1, 1)), &host(before.param.narrow(1, 1, 1)));
 }
 
 fn sum_of_squares_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {

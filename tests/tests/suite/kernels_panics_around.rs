@@ -3,8 +3,8 @@
 use burn::backend::Flex;
 use burn::tensor::{DType, Tensor};
 use moe_kernels::{
-    AdamWStep, adamw_step, causal_attention, cross_entropy_rows, divide_rows, layer_norm, log_sum_exp_rows, rms_norm,
-    rotary, softmax_rows, sum_dim,
+    AdamWStep, ChangeScale, adamw_step, adamw_step_scaled, causal_attention, cross_entropy_rows, divide_rows,
+    layer_norm, log_sum_exp_rows, rms_norm, rotary, softmax_rows, sum_dim,
 };
 
 fn ones<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
@@ -96,6 +96,23 @@ fn a_gradient_of_another_shape_panics() {
 #[should_panic(expected = "adamw_step: steps are counted from 1")]
 fn a_step_counted_from_zero_panics() {
     adamw_step(ones([2, 3]), ones([2, 3]), [ones([2, 3]), ones([2, 3])], &numbers_of_step(0));
+}
+
+fn scaled(factors: usize, axis: usize) {
+    let scale = ChangeScale { factors: ones([factors]), axis, spares_decay: false };
+    adamw_step_scaled(ones([2, 3]), ones([2, 3]), [ones([2, 3]), ones([2, 3])], &numbers_of_step(1), scale);
+}
+
+#[test]
+#[should_panic(expected = "adamw_step_scaled: 3 factors for an axis of 2")]
+fn factors_of_another_number_of_slices_panic() {
+    scaled(3, 0);
+}
+
+#[test]
+#[should_panic(expected = "adamw_step_scaled: there is no axis 2 in 2 dimensions")]
+fn factors_along_an_axis_that_is_not_there_panic() {
+    scaled(2, 2);
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub(crate) use gemm::Mat;
 pub(crate) use grouped::{grouped_matmul, grouped_outer};
 pub(crate) use linear::product;
 pub(crate) use norm::{NormSpec, norm, norm_backward};
-pub(crate) use optim::{adamw, scale_change, sum_of_squares};
+pub(crate) use optim::{adamw, sum_of_squares};
 pub(crate) use rotary::{Angles, rotate};
 pub(crate) use rows::{combine, combine_backward_gates, combine_backward_rows, dispatch};
 pub(crate) use softmax::{

@@ -19,7 +19,7 @@ pub use expert_ffn::{expert_ffn, expert_ffn_summing};
 pub use grouped::{grouped_matmul, grouped_matmul_transposed, grouped_outer};
 pub use linear::{linear, linear_transposed};
 pub use norm::{layer_norm, rms_norm};
-pub use optim::{adamw_step, scale_change, sum_of_squares};
+pub use optim::{adamw_step, adamw_step_scaled, sum_of_squares};
 pub use reduce::{divide_rows, sum_dim};
 pub use rotary::rotary;
 pub use routing::{chosen, top_k, unchosen};

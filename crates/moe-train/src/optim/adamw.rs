@@ -5,7 +5,7 @@
 
 use burn::optim::{AdamWState, AdaptiveMomentumState, LearningRate, SimpleOptimizer};
 use burn::tensor::Tensor;
-use moe_kernels::{AdamWStep, MoeBackend, adamw_step};
+use moe_kernels::{AdamWStep, ChangeScale, MoeBackend, adamw_step, adamw_step_scaled};
 
 /// AdamW ([Loshchilov and Hutter, 2019](https://arxiv.org/abs/1711.05101)) without the variants of burn's.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,19 +30,38 @@ impl<B: MoeBackend> SimpleOptimizer<B> for FusedAdamW {
         grad: Tensor<B, D>,
         state: Option<Self::State<D>>,
     ) -> (Tensor<B, D>, Option<Self::State<D>>) {
+        let (tensor, state) = self.step_scaled(lr, tensor, grad, state, None);
+        (tensor, Some(state))
+    }
+
+    fn to_device<const D: usize>(mut state: Self::State<D>, device: &B::Device) -> Self::State<D> {
+        state.momentum = state.momentum.to_device(device);
+        state
+    }
+}
+
+impl FusedAdamW {
+    /// [`SimpleOptimizer::step`] of which the parameter keeps the part that `scale` says, slice by slice; all of it without one.
+    pub(super) fn step_scaled<B: MoeBackend, const D: usize>(
+        &self,
+        lr: LearningRate,
+        tensor: Tensor<B, D>,
+        grad: Tensor<B, D>,
+        state: Option<AdamWState<B, D>>,
+        scale: Option<ChangeScale<B>>,
+    ) -> (Tensor<B, D>, AdamWState<B, D>) {
         let AdaptiveMomentumState { time, moment_1, moment_2, .. } = match state {
             Some(state) => state.momentum,
             None => AdaptiveMomentumState::new(0, tensor.zeros_like(), tensor.zeros_like()),
         };
         let Self { beta_1, beta_2, epsilon, weight_decay } = *self;
         let step = AdamWStep { lr, beta_1, beta_2, epsilon, weight_decay, time: time + 1, grad_factor: 1.0 };
-        let (tensor, [moment_1, moment_2]) = adamw_step(tensor, grad, [moment_1, moment_2], &step);
-        (tensor, Some(AdamWState::new(AdaptiveMomentumState::new(step.time, moment_1, moment_2))))
-    }
-
-    fn to_device<const D: usize>(mut state: Self::State<D>, device: &B::Device) -> Self::State<D> {
-        state.momentum = state.momentum.to_device(device);
-        state
+        let moments = [moment_1, moment_2];
+        let (tensor, [moment_1, moment_2]) = match scale {
+            None => adamw_step(tensor, grad, moments, &step),
+            Some(scale) => adamw_step_scaled(tensor, grad, moments, &step, scale),
+        };
+        (tensor, AdamWState::new(AdaptiveMomentumState::new(step.time, moment_1, moment_2)))
     }
 }
 

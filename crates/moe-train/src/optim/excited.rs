@@ -7,9 +7,9 @@ use burn::optim::{GradientsParams, LearningRate, MultiGradientsParams, Optimizer
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use excitation_optim::{
-    Exciter, ExpertLayer, ExpertLayers, FindExperts, Grads, LayerFactors, ScaleChange, register_counts,
+    Exciter, ExpertLayer, ExpertLayers, FindExperts, Grads, LayerFactors, ScalingOptimizer, register_counts,
 };
-use moe_kernels::{AutodiffMoeBackend, MoeBackend, scale_change};
+use moe_kernels::{AutodiffMoeBackend, MoeBackend};
 use moe_layers::{Experts, Moe};
 use moe_models::lm::{Lm, MoeLayerOutput};
 use moe_models::vit::Vit;
@@ -92,27 +92,16 @@ impl<I: MoeBackend> ExpertLoads<I> {
         }
     }
 
+    /// Puts what `exchange` returns in the place of the counts of every layer: their mean over ranks of as many tokens.
+    pub(crate) fn exchange(&mut self, exchange: &mut dyn FnMut(Tensor<I, 1>) -> Tensor<I, 1>) {
+        self.layers.iter_mut().for_each(|(counts, _)| *counts = exchange(counts.clone()));
+    }
+
     /// Registers them with the gradients of the step, for [`ModelExperts`].
     pub fn register<B: Backend>(self, model: &impl HasExperts<B>, grads: &mut GradientsParams) {
         for ((_, moe), (counts, tokens)) in model.moe_layers().into_iter().zip(self.layers) {
             register_counts(grads, counts_id(moe), counts, tokens);
         }
-    }
-}
-
-/// Changes scaled by [`scale_change`], on a CPU in one pass; the same bits as [`BurnOps`](excitation_optim::BurnOps).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OnePass;
-
-impl<I: MoeBackend> ScaleChange<I> for OnePass {
-    fn scale_change<const D: usize>(
-        &self,
-        old: Tensor<I, D>,
-        new: Tensor<I, D>,
-        factors: Tensor<I, 1>,
-        axis: usize,
-    ) -> Tensor<I, D> {
-        scale_change(old, new, factors, axis)
     }
 }
 
@@ -175,7 +164,7 @@ impl<O> OptionallyExcited<O> {
     where
         M: AutodiffModule<B>,
         B: AutodiffMoeBackend,
-        O: Optimizer<M, B>,
+        O: ScalingOptimizer<M, B>,
         ModelExperts: FindExperts<M>,
     {
         let mut grads = grads.into();
@@ -184,7 +173,7 @@ impl<O> OptionallyExcited<O> {
             Grads::Multi(all) => all.grads.iter_mut().for_each(|(grads, _)| self.freeze.drop_gradients(&module, grads)),
         }
         match (&mut self.exciter, grads) {
-            (Some(exciter), grads) => exciter.step_scaling_by(&OnePass, &mut self.inner, lr, module, grads),
+            (Some(exciter), grads) => exciter.step_inside(&mut self.inner, lr, module, grads),
             (None, Grads::Single(grads)) => (self.inner.step(lr, module, grads), Vec::new()),
             (None, Grads::Multi(grads)) => (self.inner.step_multi(lr, module, grads), Vec::new()),
         }
@@ -195,7 +184,7 @@ impl<M, B, O> Optimizer<M, B> for OptionallyExcited<O>
 where
     M: AutodiffModule<B>,
     B: AutodiffMoeBackend,
-    O: Optimizer<M, B>,
+    O: ScalingOptimizer<M, B>,
     ModelExperts: FindExperts<M>,
 {
     type Record = O::Record;
@@ -219,23 +208,108 @@ where
 
 #[cfg(test)]
 mod tests {
-    use burn::backend::Flex;
-    use burn::tensor::Distribution;
-    use excitation_optim::BurnOps;
+    use burn::module::Module;
+    use burn::optim::AdamWConfig;
+    use burn::tensor::backend::DeviceOps;
+    use excitation_optim::{ExcitationConfig, Variant};
 
     use super::*;
+    use crate::optim::groups::testing::{AD, Probe, gradients};
+    use crate::optim::{AdamW, DecayGroups, FusedAdamW};
+
+    const LR: f64 = 0.1;
+    const ADAMW: FusedAdamW = FusedAdamW { beta_1: 0.9, beta_2: 0.99, epsilon: 1e-8, weight_decay: 0.5 };
+
+    fn optimizer() -> LmOptimizer<Probe<AD>, AD> {
+        DecayGroups::new(ADAMW.into(), FusedAdamW { weight_decay: 0.0, ..ADAMW }.into())
+    }
+
+    /// Its three experts, with their biases or without.
+    fn find(with_bias: bool) -> impl Fn(&Probe<AD>, &mut ExpertLayers) + Clone {
+        move |probe: &Probe<AD>, found: &mut ExpertLayers| {
+            let layer = found.layer("probe", counts_of(probe));
+            layer.stacked(&probe.w_in);
+            if with_bias {
+                layer.stacked(&probe.b_in);
+            }
+        }
+    }
+
+    fn counts_of(probe: &Probe<AD>) -> ParamId {
+        ParamId::from(!probe.w_in.id.val())
+    }
+
+    /// Gradients of a step with counts of the three experts.
+    fn with_counts(probe: &Probe<AD>, step: usize) -> GradientsParams {
+        let mut grads = gradients(probe, 0.3 + step as f64);
+        let counts = Tensor::<_, 1>::from_floats([2.0, 0.0, 5.0 + step as f32], &Default::default());
+        register_counts::<<AD as burn::tensor::backend::AutodiffBackend>::InnerBackend>(
+            &mut grads,
+            counts_of(probe),
+            counts,
+            7 + step,
+        );
+        grads
+    }
+
+    fn numbers(probe: &Probe<AD>) -> Vec<Vec<f32>> {
+        let values = [
+            probe.w_in.val().flatten::<1>(0, 2),
+            probe.b_in.val().flatten(0, 1),
+            probe.mixer.weight.val().flatten(0, 1),
+        ];
+        values.map(|tensor| tensor.into_data().to_vec().expect("parameters are f32")).to_vec()
+    }
+
+    /// Steps of an optimizer that scales its own change, and of the same one whose change is scaled from outside.
+    fn inside_and_outside(config: ExcitationConfig, with_bias: bool, several_devices: bool) {
+        let [mut inside, mut outside] = [(); 2].map(|()| Exciter::new(config.clone(), find(with_bias)));
+        let (mut scaling, mut scaled) = (optimizer(), optimizer());
+        let mut probe = Probe::<AD>::new();
+        let mut expected = probe.clone();
+        let before = numbers(&probe);
+        for step in 0..4 {
+            let grads = |probe: &Probe<AD>| -> Grads {
+                let grads = with_counts(probe, step);
+                match several_devices {
+                    true => MultiGradientsParams { grads: vec![(grads, DeviceOps::id(&probe.devices()[0]))] }.into(),
+                    false => grads.into(),
+                }
+            };
+            let (found, wanted) = (grads(&probe), grads(&expected));
+            probe = inside.step_inside(&mut scaling, LR, probe, found).0;
+            expected = outside.step(&mut scaled, LR, expected, wanted).0;
+            assert_eq!(numbers(&probe), numbers(&expected), "step {step}");
+        }
+        assert_ne!(numbers(&probe), before);
+    }
 
     #[test]
-    fn one_pass_gives_the_bits_of_the_operations_of_burn() {
-        let device = Default::default();
-        let random = || Tensor::<Flex, 3>::random([5, 33, 17], Distribution::Normal(0.0, 1.0), &device);
-        let factors = |count| Tensor::<Flex, 1>::random([count], Distribution::Uniform(0.0, 4.0), &device);
-        let (old, new) = (random(), random());
-        for (count, axis) in [(5, 0), (33, 1), (17, 2), (1, 0)] {
-            let factors = factors(count);
-            let found = OnePass.scale_change(old.clone(), new.clone(), factors.clone(), axis);
-            let expected = BurnOps.scale_change(old.clone(), new.clone(), factors, axis);
-            assert_eq!(found.into_data(), expected.into_data(), "axis {axis}");
+    fn scaling_inside_the_optimizer_gives_the_bits_of_scaling_its_change() {
+        for variant in [Variant::ZeroSum, Variant::PositiveSum] {
+            let config = ExcitationConfig::new().with_variant(variant).with_gamma(1.5);
+            inside_and_outside(config.clone(), true, false);
+            inside_and_outside(config.clone(), true, true);
+            inside_and_outside(config.with_unscaled_decay(Some(f64::from(ADAMW.weight_decay))), false, false);
+        }
+    }
+
+    #[test]
+    fn without_strength_the_steps_are_those_of_burn() {
+        let burn = || {
+            let config = AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.99).with_epsilon(1e-8);
+            config.with_weight_decay(0.5).init::<AD, Probe<AD>>()
+        };
+        let mut exciter = Exciter::new(ExcitationConfig::new().with_gamma(0.0), find(true));
+        let (mut plain, mut ours) = (burn(), AdamW::<Probe<AD>, AD>::from(ADAMW));
+        let mut probe = Probe::<AD>::new();
+        let mut expected = probe.clone();
+        for step in 0..3 {
+            let grads = with_counts(&probe, step);
+            probe = exciter.step_inside(&mut ours, LR, probe, grads).0;
+            let grads = gradients(&expected, 0.3 + step as f64);
+            expected = plain.step(LR, expected, grads);
+            assert_eq!(numbers(&probe), numbers(&expected));
         }
     }
 }

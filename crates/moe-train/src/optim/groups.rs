@@ -8,18 +8,17 @@
 use std::marker::PhantomData;
 
 use burn::module::{AutodiffModule, ModuleVisitor, Param, ParamId};
-use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::{GradientsParams, LearningRate, MultiGradientsParams, Optimizer};
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
-
+use excitation_optim::{ExpertFactors, Grads, ScalingOptimizer};
 use moe_kernels::AutodiffMoeBackend;
 
-use super::FusedAdamW;
+use super::{AdamW, FusedAdamW};
 use crate::config::OptimConfig;
 
 /// AdamW with decay for matrices and without it for the rest, for a module `M`.
-pub type LmOptimizer<M, B> = DecayGroups<OptimizerAdaptor<FusedAdamW, M, B>>;
+pub type LmOptimizer<M, B> = DecayGroups<AdamW<M, B>>;
 
 /// Words in a field or type name along the path of a parameter that take it out of the decay.
 const UNDECAYED_WORDS: [&str; 5] = ["norm", "embedding", "router", "positions", "class_token"];
@@ -72,9 +71,7 @@ where
     }
 
     fn step_multi(&mut self, lr: LearningRate, module: M, mut grads: MultiGradientsParams) -> M {
-        let undecayed = MultiGradientsParams {
-            grads: grads.grads.iter_mut().map(|(grads, device)| (take_undecayed(&module, grads), *device)).collect(),
-        };
+        let undecayed = take_undecayed_of_each(&module, &mut grads);
         let module = self.decayed.step_multi(lr, module, grads);
         self.undecayed.step_multi(lr, module, undecayed)
     }
@@ -85,6 +82,28 @@ where
 
     fn load_record(self, (decayed, undecayed): Self::Record) -> Self {
         Self { decayed: self.decayed.load_record(decayed), undecayed: self.undecayed.load_record(undecayed) }
+    }
+}
+
+impl<M, B, O> ScalingOptimizer<M, B> for DecayGroups<O>
+where
+    M: AutodiffModule<B>,
+    B: AutodiffBackend,
+    O: ScalingOptimizer<M, B>,
+{
+    fn step_scaled(
+        &mut self,
+        lr: LearningRate,
+        module: M,
+        mut grads: Grads,
+        factors: &ExpertFactors<B::InnerBackend>,
+    ) -> M {
+        let undecayed = match &mut grads {
+            Grads::Single(grads) => Grads::Single(take_undecayed(&module, grads)),
+            Grads::Multi(grads) => Grads::Multi(take_undecayed_of_each(&module, grads)),
+        };
+        let module = self.decayed.step_scaled(lr, module, grads, factors);
+        self.undecayed.step_scaled(lr, module, undecayed, factors)
     }
 }
 
@@ -114,6 +133,14 @@ fn take_undecayed<B: AutodiffBackend, M: AutodiffModule<B>>(
     let mut undecayed = Undecayed { path: Vec::new(), grads, taken: GradientsParams::new(), backend: PhantomData::<B> };
     module.visit(&mut undecayed);
     undecayed.taken
+}
+
+fn take_undecayed_of_each<B: AutodiffBackend, M: AutodiffModule<B>>(
+    module: &M,
+    grads: &mut MultiGradientsParams,
+) -> MultiGradientsParams {
+    let each = grads.grads.iter_mut().map(|(grads, device)| (take_undecayed(module, grads), *device));
+    MultiGradientsParams { grads: each.collect() }
 }
 
 struct Undecayed<'a, B> {

@@ -2,6 +2,7 @@
 //! global norm.
 
 mod adamw;
+mod adaptor;
 mod clip;
 mod excited;
 mod freeze;
@@ -9,9 +10,10 @@ mod groups;
 mod schedule;
 
 pub use adamw::FusedAdamW;
+pub use adaptor::AdamW;
 pub(crate) use clip::clip_to;
 pub use clip::{clip_global_norm, global_norm, scale_gradients};
-pub use excited::{ExpertLoads, ModelExperts, OnePass, OptionallyExcited};
+pub use excited::{ExpertLoads, ModelExperts, OptionallyExcited};
 pub use freeze::Freeze;
 pub(crate) use freeze::{parameter_paths, paths_in};
 pub use groups::{DecayGroups, LmOptimizer, decays};

@@ -126,17 +126,9 @@ macro_rules! fused_ops {
             grad: Self::FloatTensorPrimitive,
             moments: [Self::FloatTensorPrimitive; 2],
             step: &$crate::AdamWStep,
+            scale: Option<$crate::RunScale<Self::FloatTensorPrimitive>>,
         ) -> [Self::FloatTensorPrimitive; 3] {
-            $crate::backends::host::optim::adamw_step::<Self>(param, grad, moments, step)
-        }
-
-        fn moe_scale_change(
-            old: Self::FloatTensorPrimitive,
-            new: Self::FloatTensorPrimitive,
-            factors: Self::FloatTensorPrimitive,
-            run: usize,
-        ) -> Self::FloatTensorPrimitive {
-            $crate::backends::host::optim::scale_change::<Self>(old, new, factors, run)
+            $crate::backends::host::optim::adamw_step::<Self>(param, grad, moments, step, scale)
         }
 
         fn moe_sum_of_squares(x: Self::FloatTensorPrimitive) -> Self::FloatTensorPrimitive {

@@ -4,7 +4,7 @@ use burn::tensor::TensorMetadata;
 use burn::tensor::backend::BackendTypes;
 
 use super::{HostBackend, HostTensor, all_f32};
-use crate::{AdamWStep, cpu, portable};
+use crate::{AdamWStep, RunScale, cpu, portable};
 
 type Float<B> = <B as BackendTypes>::FloatTensorPrimitive;
 
@@ -13,29 +13,27 @@ pub(in crate::backends) fn adamw_step<B: HostBackend>(
     grad: Float<B>,
     moments: [Float<B>; 2],
     step: &AdamWStep,
+    scale: Option<RunScale<Float<B>>>,
 ) -> [Float<B>; 3] {
     let [first, second] = moments;
-    if !all_f32::<B>(&[&param, &grad, &first, &second]) {
-        return portable::adamw_step::<B>(param, grad, [first, second], step);
+    let is_f32 = scale.as_ref().is_none_or(|scale| all_f32::<B>(&[&scale.factors]));
+    if !is_f32 || !all_f32::<B>(&[&param, &grad, &first, &second]) {
+        return portable::adamw_step::<B>(param, grad, [first, second], step, scale);
     }
     let grad = grad.contiguous();
     let [mut param, mut first, mut second] = [param, first, second].map(HostTensor::contiguous);
-    cpu::adamw(param.values_mut(), grad.values(), [first.values_mut(), second.values_mut()], step);
+    let scale = scale.map(|RunScale { factors, run, spares_decay }| RunScale {
+        factors: factors.contiguous(),
+        run,
+        spares_decay,
+    });
+    let scale = scale.as_ref().map(|scale| RunScale {
+        factors: scale.factors.values(),
+        run: scale.run,
+        spares_decay: scale.spares_decay,
+    });
+    cpu::adamw(param.values_mut(), grad.values(), [first.values_mut(), second.values_mut()], step, scale);
     [param, first, second]
-}
-
-pub(in crate::backends) fn scale_change<B: HostBackend>(
-    old: Float<B>,
-    new: Float<B>,
-    factors: Float<B>,
-    run: usize,
-) -> Float<B> {
-    if !all_f32::<B>(&[&old, &new, &factors]) {
-        return portable::scale_change::<B>(old, new, factors, run);
-    }
-    let [old, mut new, factors] = [old, new, factors].map(HostTensor::contiguous);
-    cpu::scale_change(old.values(), new.values_mut(), factors.values(), run);
-    new
 }
 
 pub(in crate::backends) fn sum_of_squares<B: HostBackend>(x: Float<B>) -> Float<B> {
