@@ -47,13 +47,14 @@ impl<B: MoeBackend> DefaultVectors<B> {
         }
     }
 
-    /// `y_t = sum_i pi_ti (E_i(x_t) if chosen, else Ehat_i)` with the vectors as this batch updates them.
+    /// `y_t = sum_i pi_ti (E_i(x_t) if chosen, else Ehat_i)` with the vectors as this batch updates them; on
+    /// [several ranks](moe_layers::ranks) as their batches together do.
     ///
     /// # Panics
     ///
     /// As [`forward`](Self::forward).
     pub fn forward_training<const N: usize>(&self, moe: &Moe<B>, input: Tensor<B, N>) -> DefaultMoeOutput<B, N> {
-        self.forward_training_reduced(moe, input, |update| update)
+        self.forward_training_reduced(moe, input, DefaultUpdate::over_ranks)
     }
 
     /// [`forward_training`](Self::forward_training), with `reduce` between what this batch found out and its use: an all-reduce of

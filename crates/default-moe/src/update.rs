@@ -2,6 +2,7 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
+use moe_layers::ranks::{has_ranks, mean_over_ranks};
 
 /// Outputs of each expert summed over a batch, and what to divide the sums by.
 ///
@@ -53,6 +54,11 @@ impl<B: Backend> DefaultUpdate<B> {
         assert!(columns > 0, "DefaultUpdate: a matrix [E, D + 1] has at least one column");
         let weights = matrix.clone().slice([0..num_experts, columns - 1..columns]).squeeze_dim(1);
         Self { sums: matrix.slice([0..num_experts, 0..columns - 1]), weights }
+    }
+
+    /// The mean over the ranks of the pass that this thread runs, see [`moe_layers::ranks`]; itself where there is one.
+    pub(crate) fn over_ranks(self) -> Self {
+        if !has_ranks() { self } else { Self::from_matrix(mean_over_ranks(self.into_matrix())) }
     }
 
     /// Moves it to `device`, where another device's update is to be merged with it.

@@ -66,6 +66,7 @@ mod loss;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 mod moe;
+pub mod ranks;
 pub mod router;
 mod routing;
 mod soft_moe;

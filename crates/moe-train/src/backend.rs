@@ -30,6 +30,7 @@ mod selected {
 
     pub(super) type Plain = burn::backend::Cuda;
     pub(super) const NAME: &str = "cuda";
+    pub(super) const IS_CPU: bool = false;
     pub(super) const HELP: &str = "this build needs an NVIDIA GPU with its driver and the CUDA toolkit (CUDA_PATH); without \
                             one, use --backend flex";
 
@@ -50,6 +51,7 @@ mod selected {
 
     pub(super) type Plain = burn::backend::Wgpu;
     pub(super) const NAME: &str = "wgpu";
+    pub(super) const IS_CPU: bool = false;
     pub(super) const HELP: &str = "this build needs a GPU with a Vulkan, Metal or DirectX 12 driver; without one, install a \
                             software adapter (Debian: mesa-vulkan-drivers libvulkan1) and pass --device cpu, or use \
                             --backend flex";
@@ -69,6 +71,7 @@ mod selected {
 
     pub(super) type Plain = burn::backend::NdArray;
     pub(super) const NAME: &str = "ndarray";
+    pub(super) const IS_CPU: bool = true;
     pub(super) const HELP: &str = "use --backend flex";
 
     pub(super) fn device(choice: DeviceChoice) -> Result<super::Device, BackendError> {
@@ -82,6 +85,7 @@ mod selected {
 
     pub(super) type Plain = burn::backend::Flex;
     pub(super) const NAME: &str = "flex";
+    pub(super) const IS_CPU: bool = true;
     pub(super) const HELP: &str = "use --backend ndarray";
 
     pub(super) fn device(choice: DeviceChoice) -> Result<super::Device, BackendError> {
@@ -184,6 +188,24 @@ pub fn open(choice: DeviceChoice, dtype: Dtype) -> Result<Device, BackendError> 
         return Err(BackendError::NoDtype { choice, dtype });
     }
     Ok(device)
+}
+
+/// [`open`] for every device of a training. On a backend of the CPU there is one device, and a number names a rank on it.
+///
+/// # Errors
+///
+/// As there.
+pub fn open_all(choices: &[DeviceChoice], dtype: Dtype) -> Result<Vec<Device>, BackendError> {
+    let device = |&choice: &DeviceChoice| match choice {
+        DeviceChoice::Number(_) if selected::IS_CPU && choices.len() > 1 => open(DeviceChoice::Default, dtype),
+        _ => open(choice, dtype),
+    };
+    choices.iter().map(device).collect()
+}
+
+/// Device choices as one word.
+pub fn names(choices: &[DeviceChoice]) -> String {
+    choices.iter().map(DeviceChoice::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// What went wrong without the lists and advice that drivers add to it.

@@ -117,7 +117,7 @@ pub struct TrainArgs {
     /// Directory of the run; without it, a new one under runs/
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Go on with this run; only --steps (upwards) and --device may be given beside it
+    /// Go on with this run; only --steps (upwards), --device and --devices may be given beside it
     #[arg(long, value_name = "DIR", conflicts_with_all = ["preset", "config", "set", "data", "valid", "tokenizer", "init_from", "seed", "out", "dtype"])]
     pub resume: Option<PathBuf>,
     /// Type of the activations; weights and the optimizer stay f32
@@ -126,6 +126,17 @@ pub struct TrainArgs {
     /// Device: default, cpu (a software adapter of wgpu) or the number of a GPU
     #[arg(long, value_name = "DEVICE", default_value = "default")]
     pub device: DeviceChoice,
+    /// Devices to train on together, as 0,1: each takes an equal part of the rows of every batch. On a CPU their number is the number of threads
+    /// that do so
+    #[arg(long, value_name = "DEVICE,..", value_delimiter = ',', conflicts_with = "device")]
+    pub devices: Vec<DeviceChoice>,
+}
+
+impl TrainArgs {
+    /// Where to train, the first one first.
+    pub fn device_choices(&self) -> &[DeviceChoice] {
+        if self.devices.is_empty() { std::slice::from_ref(&self.device) } else { &self.devices }
+    }
 }
 
 /// Options of `moe-train eval`.

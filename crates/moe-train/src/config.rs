@@ -14,6 +14,8 @@ use moe_models::vit::VitConfigError;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::parallel;
+
 /// Everything about one training run.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct TrainConfig {
@@ -237,6 +239,16 @@ impl TrainConfig {
             )
         })?;
         self.optim.validate_warmup(self.train.steps)
+    }
+
+    /// Whether so many ranks can train this together.
+    ///
+    /// # Errors
+    ///
+    /// As [`parallel::check`].
+    pub fn check_ranks(&self, num_ranks: usize) -> Result<(), ConfigError> {
+        let moe = (self.model.num_moe_layers() > 0).then_some(&self.model.moe);
+        parallel::check(moe, self.train.batch_size, num_ranks)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::f64::consts::LN_2;
 
-use burn::tensor::ElementConversion;
+use burn::tensor::backend::Backend;
+use burn::tensor::{ElementConversion, Tensor};
 use moe_kernels::MoeBackend;
 use moe_layers::RoutingStats;
 use moe_models::lm::{Lm, MoeLayerOutput};
@@ -69,6 +70,28 @@ impl RoutingTotals {
         for (totals, output) in self.layers.iter_mut().zip(layers) {
             let stats = RoutingStats::from_routing(&output.routing);
             totals.add(&stats, output.routing.num_tokens());
+        }
+    }
+
+    /// The sums of each layer as a vector, f32.
+    pub(crate) fn vectors<B: Backend>(&self, device: &B::Device) -> Vec<Tensor<B, 1>> {
+        let vector = |layer: &LayerTotals| {
+            let sums = [layer.router_entropy, layer.gate_mass, layer.drop_rate].map(|sum| sum as f32);
+            let numbers: Vec<f32> = layer.counts.iter().map(|&count| count as f32).chain(sums).collect();
+            Tensor::from_floats(numbers.as_slice(), device)
+        };
+        self.layers.iter().map(vector).collect()
+    }
+
+    /// Takes the means of [`vectors`](Self::vectors) over ranks that have seen as many tokens each.
+    pub(crate) fn set_vectors<B: Backend>(&mut self, mut next: impl FnMut() -> Tensor<B, 1>, num_ranks: usize) {
+        for layer in &mut self.layers {
+            let sums: Vec<f64> = next().into_data().iter::<f64>().map(|mean| mean * num_ranks as f64).collect();
+            let (counts, sums) = sums.split_at(layer.counts.len());
+            layer.counts = counts.iter().map(|count| count.round() as u64).collect();
+            [layer.router_entropy, layer.gate_mass, layer.drop_rate] =
+                sums.try_into().expect("three follow the counts");
+            layer.tokens *= num_ranks;
         }
     }
 

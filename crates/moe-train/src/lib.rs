@@ -58,6 +58,7 @@ pub mod memory;
 pub mod model;
 pub mod optim;
 pub mod overrides;
+pub mod parallel;
 pub mod presets;
 pub mod progress;
 pub mod report;

@@ -23,6 +23,13 @@ pub trait Learns<B: MoeBackend>: HasExperts<B> + HasDefaultVectors<B> + HasRoute
     /// A batch on the host.
     type Batch;
 
+    /// The rows of `batch` that the `part`-th of `parts` ranks has.
+    ///
+    /// # Panics
+    ///
+    /// Panics when there is no such part, or the rows cannot be split so.
+    fn part_of(batch: &Self::Batch, part: usize, parts: usize) -> Self::Batch;
+
     /// The training loss of a batch, cross-entropy and what the routers add to it.
     ///
     /// # Panics
@@ -62,6 +69,10 @@ impl<B: Backend> HasExperts<B> for Vit<B> {
 impl<B: MoeBackend> Learns<B> for Lm<B> {
     type Batch = Batch;
 
+    fn part_of(batch: &Batch, part: usize, parts: usize) -> Batch {
+        batch.part(part, parts)
+    }
+
     fn loss_of(&self, batch: &Batch, device: &B::Device) -> LmLoss<B> {
         let (inputs, targets) = batch.to_tensors::<B>(device);
         self.loss(inputs, targets)
@@ -70,6 +81,10 @@ impl<B: MoeBackend> Learns<B> for Lm<B> {
 
 impl<B: MoeBackend> Learns<B> for Vit<B> {
     type Batch = ImageBatch;
+
+    fn part_of(batch: &ImageBatch, part: usize, parts: usize) -> ImageBatch {
+        batch.part(part, parts)
+    }
 
     fn loss_of(&self, batch: &ImageBatch, device: &B::Device) -> LmLoss<B> {
         let (images, labels) = batch.to_tensors::<B>(device);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::zero;
 use crate::Routing;
+use crate::ranks::mean_over_ranks;
 
 /// What `f_i` counts in the load-balance loss.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,12 +44,13 @@ pub fn load_balance_loss<B: MoeBackend>(routing: &Routing<B>, convention: Balanc
     }
     let tokens = routing.num_tokens() as f64;
     let fractions = match convention {
-        BalanceConvention::Switch if routing.plan.is_partial() => shares(slot_counts(routing)),
+        BalanceConvention::Switch if routing.plan.is_partial() => shares(mean_over_ranks(slot_counts(routing))),
         BalanceConvention::Switch => slot_counts(routing) / (tokens * routing.top_k() as f64),
         BalanceConvention::HuggingFace => slot_counts(routing) / tokens,
         BalanceConvention::GShard => first_choices(routing) / tokens,
         BalanceConvention::Sequence => return sequence_balance_loss(routing, 1),
     };
+    let fractions = mean_over_ranks(fractions);
     let probs = sum_dim(routing.probs.clone(), 0).squeeze_dim::<1>(0) / tokens;
     (fractions * probs).sum() * routing.num_experts() as f64
 }
@@ -103,7 +105,7 @@ pub fn load_balance_loss_pooled<B: MoeBackend>(routings: &[Routing<B>]) -> Tenso
     }
     let counts = sum(routings.iter().map(slot_counts));
     let probs = sum(routings.iter().map(|r| sum_dim(r.probs.clone(), 0).squeeze_dim::<1>(0)));
-    ((counts / tokens) * (probs / tokens)).sum() * num_experts as f64
+    (mean_over_ranks(counts / tokens) * (probs / tokens)).sum() * num_experts as f64
 }
 
 fn sum<B: Backend>(tensors: impl Iterator<Item = Tensor<B, 1>>) -> Tensor<B, 1> {

@@ -10,6 +10,7 @@ use moe_kernels::{MoeBackend, linear, sum_dim, top_k};
 
 use super::zero;
 use crate::Routing;
+use crate::ranks::with_mean_over_ranks;
 use crate::router::scores::TINY;
 
 /// `(std / mean)^2` over the experts of the sums of [`probs`](Routing::probs) over the tokens, `[1]`, f32; 0 when even, and for an empty
@@ -18,7 +19,7 @@ pub fn importance_loss<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
     if routing.num_tokens() == 0 {
         return zero(routing);
     }
-    squared_variation(sum_dim(routing.probs.clone(), 0).squeeze_dim(0))
+    squared_variation(with_mean_over_ranks(sum_dim(routing.probs.clone(), 0).squeeze_dim(0)))
 }
 
 /// `(std / mean)^2` over the experts of their mean probability to be among the `K` best if the noise of each were drawn once more,
@@ -37,7 +38,7 @@ pub fn load_loss<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
     let ones = Tensor::ones([1, experts], (&threshold.device(), threshold.dtype()));
     let distance = (routing.logits.clone() - linear(threshold, ones)) / (noise.std.clone() * SQRT_2);
     let probability = (distance.erf() + 1.0) * 0.5;
-    squared_variation(sum_dim(probability, 0).squeeze_dim(0))
+    squared_variation(with_mean_over_ranks(sum_dim(probability, 0).squeeze_dim(0)))
 }
 
 /// `(std / mean)^2` of `[E]`, as `[1]`: the same for all multiples of the numbers; 0 where all are.

@@ -22,6 +22,7 @@ use super::members::route_members;
 use super::scores::{check_width, logits, normalize, routing_dtype};
 use super::{ExpertLoad, RouterConfig};
 use crate::Routing;
+use crate::ranks::mean_over_ranks;
 
 /// Least and largest weight of the L1 loss: at 0 or infinity it could never come back \[ours\].
 const L1_RANGE: (f64, f64) = (1e-20, 1e10);
@@ -113,7 +114,7 @@ impl<B: MoeBackend> ReluRouter<B> {
             return coef.zeros_like();
         }
         let even = self.top_k as f64 * tokens / routing.num_experts() as f64;
-        let load = routing.counts().float().cast(dtype) / even;
+        let load = mean_over_ranks(routing.counts().float().cast(dtype) / even);
         let gates = sum_dim(routing.scores.clone(), 0).squeeze_dim::<1>(0) / tokens;
         (load * gates).sum() * coef
     }

@@ -51,6 +51,22 @@ impl RouterRule {
         }
     }
 
+    /// Why the ranks of a data-parallel run would not decide as one device does about all their tokens; `None` where they do.
+    pub fn ranks_error(&self) -> Option<&'static str> {
+        match self {
+            Self::TopK | Self::Sigmoid(_) | Self::Relu(_) | Self::Hash(_) => None,
+            Self::NoisyTopK(_) => Some(
+                "a noisy router cannot run on several ranks: they draw from one generator, in the order in which they come",
+            ),
+            Self::Sinkhorn(_) => Some(
+                "a Sinkhorn router cannot run on several ranks: it balances the tokens of a batch, of which a rank sees a part",
+            ),
+            Self::ExpertChoice => Some(
+                "expert choice cannot run on several ranks: it compares the tokens of a batch, of which a rank sees a part",
+            ),
+        }
+    }
+
     /// Whether every token has `K` experts.
     pub fn chooses_k(&self) -> bool {
         !matches!(self, Self::Relu(_) | Self::ExpertChoice)

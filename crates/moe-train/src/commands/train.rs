@@ -20,7 +20,7 @@ use crate::{
     progress,
     report::write_report,
     run::{Context, Run, RunConfig, Settings, Subject, Which, read_config, read_context},
-    trainer::train,
+    trainer::train_on,
 };
 
 /// Where runs go that are given no directory.
@@ -52,7 +52,8 @@ fn kind(args: &TrainArgs) -> Result<ModelKind, Error> {
 /// A run with everything it needs.
 struct Job {
     config: TrainConfig,
-    device: Device,
+    /// Of every rank; most things need only the first.
+    devices: Vec<Device>,
     text: Text,
     run: Run,
 }
@@ -61,8 +62,9 @@ impl Job {
     /// Checks settings, device and text before a directory is made.
     fn new(args: &TrainArgs) -> Result<Self, Error> {
         let (config, vocab) = settings(args)?;
-        let device = backend::open(args.device, config.train.dtype)?;
-        check_start(&config, &device)?;
+        let devices = backend::open_all(args.device_choices(), config.train.dtype)?;
+        check_start(&config, &devices[0])?;
+        config.check_ranks(devices.len())?;
         let text = Text::load(&config, vocab)?;
         let dir = args.out.clone().unwrap_or_else(|| free_directory(&args.preset, config.train.seed));
         let run = Run::create(&dir, &config)?;
@@ -71,8 +73,8 @@ impl Job {
         if let Some(start) = &config.train.init_from {
             hugging_face::keep_token_ids(start, run.dir())?;
         }
-        let job = Self { config, device, text, run };
-        job.announce(args.device)?;
+        let job = Self { config, devices, text, run };
+        job.announce(args.device_choices())?;
         Ok(job)
     }
 
@@ -81,7 +83,8 @@ impl Job {
         let mut config = TrainConfig::of(config, dir)?;
         let longer = raise_steps(&mut config.train.steps, args.steps)?;
         config.validate()?;
-        let device = backend::open(args.device, config.train.dtype)?;
+        let devices = backend::open_all(args.device_choices(), config.train.dtype)?;
+        config.check_ranks(devices.len())?;
         let text = Text::load(&config, run_vocab(dir, &config)?)?;
         match read_context::<Context>(dir)? {
             Some(context) => check_same(&context, &text.context)?,
@@ -90,14 +93,15 @@ impl Job {
         if longer {
             run.update_config(&config)?;
         }
-        let job = Self { config, device, text, run };
-        job.announce(args.device)?;
+        let job = Self { config, devices, text, run };
+        job.announce(args.device_choices())?;
         Ok(job)
     }
 
     fn run(mut self) -> Result<(), Error> {
         let mut progress = progress::for_terminal(Subject::Text);
-        let summary = train::<Training>(&self.config, &self.text.data, &mut self.run, progress.as_mut(), &self.device)?;
+        let summary =
+            train_on::<Training>(&self.config, &self.text.data, &mut self.run, progress.as_mut(), &self.devices)?;
         drop(progress);
         let report = write_report(self.run.dir())?;
         self.sample()?;
@@ -110,7 +114,7 @@ impl Job {
     }
 
     /// Says what is about to happen.
-    fn announce(&self, device: DeviceChoice) -> Result<(), Error> {
+    fn announce(&self, devices: &[DeviceChoice]) -> Result<(), Error> {
         let (model, train) = (&self.config.model, &self.config.train);
         model.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
         say(format!(
@@ -121,11 +125,12 @@ impl Job {
             grouped(model.num_active_params()),
         ))?;
         say(format!(
-            "train   {} steps of {} tokens, {} on {} (device {device})",
+            "train   {} steps of {} tokens, {} on {} (device {})",
             grouped(train.steps as u64),
             grouped(train.tokens_per_step() as u64),
             train.dtype,
             backend::NAME,
+            backend::names(devices),
         ))?;
         if let Some(dir) = &self.config.train.init_from {
             say(format!("weights from {}", dir.display()))?;
@@ -140,10 +145,10 @@ impl Job {
         if tokens == 0 {
             return Ok(());
         }
-        let (model, _) = load_model(self.run.checkpoints(), &self.config, Which::Latest, &self.device)?;
+        let (model, _) = load_model(self.run.checkpoints(), &self.config, Which::Latest, &self.devices[0])?;
         let sampling = SamplingConfig { temperature: SAMPLE_TEMPERATURE, top_p: 1.0, seed: self.config.train.seed };
         say(format!("sample at temperature {SAMPLE_TEMPERATURE}:"))?;
-        continue_prompt(&model, &self.text.data.vocab, "", tokens, &sampling, &self.device)
+        continue_prompt(&model, &self.text.data.vocab, "", tokens, &sampling, &self.devices[0])
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     progress,
     report::write_report,
     run::{Checkpoints, ImageContext, Run, Settings, Which, read_context},
-    trainer::train_vit,
+    trainer::train_vit_on,
 };
 
 pub(super) fn train(args: &TrainArgs) -> Result<(), Error> {
@@ -36,7 +36,8 @@ pub(super) fn train(args: &TrainArgs) -> Result<(), Error> {
 /// A run with everything it needs.
 struct Job {
     config: VitTrainConfig,
-    device: Device,
+    /// Of every rank; most things need only the first.
+    devices: Vec<Device>,
     data: ImageData,
     context: ImageContext,
     run: Run,
@@ -50,18 +51,19 @@ impl Job {
         let mut config = VitTrainConfig::resolve(&args.preset, &overrides)?;
         absolute([&mut config.data.path, &mut config.data.valid_path])?;
         config.validate()?;
-        let device = backend::open(args.device, Dtype::F32)?;
+        let devices = backend::open_all(args.device_choices(), Dtype::F32)?;
+        config.check_ranks(devices.len())?;
         let data = load(&config)?;
         config.fit(&data, &overrides)?;
         config.validate()?;
-        check_freeze(&config, &device)?;
-        let context = ImageContext::new(&data, linear_accuracy::<Training>(&data, &device));
+        check_freeze(&config, &devices[0])?;
+        let context = ImageContext::new(&data, linear_accuracy::<Training>(&data, &devices[0]));
         let preset = format!("vit-{}", args.preset);
         let dir = args.out.clone().unwrap_or_else(|| free_directory(&preset, config.train.seed));
         let run = Run::create(&dir, &config)?;
         run.write_context(&context)?;
-        let job = Self { config, device, data, context, run };
-        job.announce(args.device)?;
+        let job = Self { config, devices, data, context, run };
+        job.announce(args.device_choices())?;
         Ok(job)
     }
 
@@ -70,14 +72,15 @@ impl Job {
         let mut config = VitTrainConfig::of(config, dir)?;
         let longer = raise_steps(&mut config.train.steps, args.steps)?;
         config.validate()?;
-        let device = backend::open(args.device, Dtype::F32)?;
+        let devices = backend::open_all(args.device_choices(), Dtype::F32)?;
+        config.check_ranks(devices.len())?;
         let data = load(&config)?;
         config.check_fit(&data)?;
         let context = match read_context::<ImageContext>(dir)? {
             Some(context) if context.images_crc32 == data.checksum() => context,
             Some(context) => return Err(Error::ChangedData { description: context.data }),
             None => {
-                let context = ImageContext::new(&data, linear_accuracy::<Training>(&data, &device));
+                let context = ImageContext::new(&data, linear_accuracy::<Training>(&data, &devices[0]));
                 run.write_context(&context)?;
                 context
             }
@@ -85,14 +88,15 @@ impl Job {
         if longer {
             run.update_config(&config)?;
         }
-        let job = Self { config, device, data, context, run };
-        job.announce(args.device)?;
+        let job = Self { config, devices, data, context, run };
+        job.announce(args.device_choices())?;
         Ok(job)
     }
 
     fn run(mut self) -> Result<(), Error> {
         let mut progress = progress::for_terminal(self.config.subject());
-        let summary = train_vit::<Training>(&self.config, &self.data, &mut self.run, progress.as_mut(), &self.device)?;
+        let summary =
+            train_vit_on::<Training>(&self.config, &self.data, &mut self.run, progress.as_mut(), &self.devices)?;
         drop(progress);
         let dir = self.run.dir().to_path_buf();
         if summary.interrupted {
@@ -107,9 +111,9 @@ impl Job {
 
     /// Measures on all held-out images which classes the experts serve, for the report.
     fn measure_classes(&self) -> Result<(), Error> {
-        let model = load_model(self.run.checkpoints(), &self.config.model, Which::Latest, &self.device)?.0;
+        let model = load_model(self.run.checkpoints(), &self.config.model, Which::Latest, &self.devices[0])?.0;
         let batch_size = self.config.train.batch_size;
-        let result = evaluate_images(&model, &self.data.valid, &self.data.standard, batch_size, None, &self.device);
+        let result = evaluate_images(&model, &self.data.valid, &self.data.standard, batch_size, None, &self.devices[0]);
         self.run.write_class_loads(&result.class_loads)?;
         say(format!(
             "held out: {:.2} % of {} images right; a linear model on the pixels: {:.2} %",
@@ -120,9 +124,9 @@ impl Job {
     }
 
     /// Says what is about to happen.
-    fn announce(&self, device: DeviceChoice) -> Result<(), Error> {
+    fn announce(&self, devices: &[DeviceChoice]) -> Result<(), Error> {
         let (model, train) = (&self.config.model, &self.config.train);
-        let parameters = model.init::<Plain>(&self.device).num_params() as u64;
+        let parameters = model.init::<Plain>(&self.devices[0]).num_params() as u64;
         say(format!(
             "model   {} layers of width {}, {} tokens an image, {} parameters",
             model.num_layers,
@@ -134,10 +138,11 @@ impl Job {
             say(format!("experts {}", experts(model)))?;
         }
         say(format!(
-            "train   {} steps of {} images, f32 on {} (device {device})",
+            "train   {} steps of {} images, f32 on {} (device {})",
             grouped(train.steps as u64),
             grouped(train.images_per_step() as u64),
             backend::NAME,
+            backend::names(devices),
         ))?;
         say(format!("images  {}", self.context.data))?;
         let [train, valid] = [&self.data.train, &self.data.valid].map(|set| grouped(set.len() as u64));

@@ -1,5 +1,7 @@
 //! Batches of next-token prediction: `B` sequences of `S` tokens, and the same moved on by one.
 
+use std::ops::Range;
+
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -20,6 +22,17 @@ pub struct Batch {
     pub seq_len: usize,
 }
 
+/// The rows of the `part`-th of `parts` equal parts of a batch.
+///
+/// # Panics
+///
+/// Panics when there is no such part, or the rows cannot be split so.
+pub(crate) fn rows_of_part(rows: usize, part: usize, parts: usize) -> Range<usize> {
+    assert!(part < parts && rows.is_multiple_of(parts), "a batch of {rows} rows has no part {part} of {parts}");
+    let len = rows / parts;
+    part * len..(part + 1) * len
+}
+
 impl Batch {
     /// Cuts sequences of `seq_len` tokens out of the text, one at each start.
     fn cut(tokens: &Tokens, starts: &[usize], seq_len: usize) -> Self {
@@ -29,6 +42,22 @@ impl Batch {
             targets: windows.iter().flat_map(|window| &window[1..]).copied().collect(),
             batch_size: starts.len(),
             seq_len,
+        }
+    }
+
+    /// The `part`-th of `parts` equal parts of the rows.
+    ///
+    /// # Panics
+    ///
+    /// Panics when there is no such part, or the rows cannot be split so.
+    pub fn part(&self, part: usize, parts: usize) -> Self {
+        let rows = rows_of_part(self.batch_size, part, parts);
+        let tokens = rows.start * self.seq_len..rows.end * self.seq_len;
+        Self {
+            inputs: self.inputs[tokens.clone()].to_vec(),
+            targets: self.targets[tokens].to_vec(),
+            batch_size: rows.len(),
+            seq_len: self.seq_len,
         }
     }
 

@@ -16,6 +16,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
+pub(crate) use batch::rows_of_part;
 pub use batch::{Batch, train_batch, valid_batches};
 pub use scale::Scale;
 pub use source::{Split, load_whole};

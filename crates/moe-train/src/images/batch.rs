@@ -9,6 +9,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{ImageConfig, ImageData, ImageSet, Standard};
+use crate::data::rows_of_part;
 
 /// Images on the host, as numbers of mean 0 and deviation 1.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,6 +67,22 @@ impl ImageBatch {
         }
         let labels = indices.iter().map(|&index| set.label(index)).collect();
         Self { values, labels, shape: [indices.len(), channels, size, size] }
+    }
+
+    /// The `part`-th of `parts` equal parts of the images.
+    ///
+    /// # Panics
+    ///
+    /// Panics when there is no such part, or the images cannot be split so.
+    pub fn part(&self, part: usize, parts: usize) -> Self {
+        let [count, channels, height, width] = self.shape;
+        let rows = rows_of_part(count, part, parts);
+        let numbers = channels * height * width;
+        Self {
+            values: self.values[rows.start * numbers..rows.end * numbers].to_vec(),
+            labels: self.labels[rows.clone()].to_vec(),
+            shape: [rows.len(), channels, height, width],
+        }
     }
 
     /// Number of images, `B`.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{ImageData, ImageError, shapes};
 use crate::config::{ConfigError, OptimConfig, ensure, ensure_counts};
 use crate::overrides::Overrides;
+use crate::parallel;
 use crate::presets::{adamw, shorten_warmup};
 use crate::run::Subject;
 
@@ -81,6 +82,16 @@ impl ImageLoopConfig {
 const PRESETS: [&str; 2] = ["tiny", "small"];
 
 impl VitTrainConfig {
+    /// Whether so many ranks can train this together.
+    ///
+    /// # Errors
+    ///
+    /// As [`parallel::check`].
+    pub fn check_ranks(&self, num_ranks: usize) -> Result<(), ConfigError> {
+        let routed = self.model.moe_layers != MoeLayers::None && self.model.soft_slots == 0;
+        parallel::check(routed.then_some(&self.model.moe), self.train.batch_size, num_ranks)
+    }
+
     /// The settings of a preset: `tiny`, minutes on two cores, or `small`, of the size for CIFAR-10 on a GPU.
     ///
     /// # Errors

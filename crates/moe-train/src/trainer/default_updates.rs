@@ -57,6 +57,16 @@ impl<B: AutodiffMoeBackend> DefaultUpdates<B> {
         }
     }
 
+    /// Puts what `exchange` returns in the place of the energies. The updates themselves are those of all ranks from the pass on.
+    pub(super) fn exchange_energy(
+        &mut self,
+        exchange: &mut dyn FnMut(Tensor<B::InnerBackend, 1>) -> Tensor<B::InnerBackend, 1>,
+    ) {
+        for energy in self.0.iter_mut().filter_map(|found| found.energy.as_mut()) {
+            *energy = Tensor::from_inner(exchange(energy.clone().inner()));
+        }
+    }
+
     /// Moves the vectors of `model`.
     pub(super) fn absorb_into(self, model: &mut impl HasDefaultVectors<B>) {
         let updates: Vec<_> = self.0.into_iter().map(|found| found.update).collect();

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::config::ConfigError;
+use crate::parallel::RankError;
 use crate::run::{CheckpointError, RunError};
 
 /// Why [`train`](super::train) stopped. Checkpoints written before are intact.
@@ -29,6 +31,12 @@ pub enum TrainError {
     /// A checkpoint could not be written, or the one to resume from not be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The settings cannot be trained by several ranks.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A rank ended early, and with it the others.
+    #[error("{0}; checkpoints are intact, go on with --resume")]
+    Ranks(#[from] RankError),
     /// The Hugging Face checkpoint to start from cannot be read.
     #[error("cannot start from {}: {source}", dir.display())]
     Init {

@@ -18,12 +18,16 @@
 
 mod default_updates;
 mod error;
+mod exchange;
+mod ranks;
 mod router_loads;
 mod session;
 mod step;
 mod summary;
 mod task;
 
+#[cfg(test)]
+mod ranks_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -32,6 +36,7 @@ mod tests;
 mod vit_tests;
 
 use std::path::Path;
+use std::slice;
 
 use excitation_optim::FindExperts;
 use moe_kernels::AutodiffMoeBackend;
@@ -48,9 +53,10 @@ use crate::progress::Progress;
 use crate::run::{Run, TrainState};
 
 pub use error::TrainError;
-pub use step::{NotFinite, Optim, StepOutcome, StepSettings, Trainee};
+pub use step::{NotFinite, Optim, StepError, StepOutcome, StepSettings, Trainee};
 pub use summary::Summary;
 
+use ranks::take_steps_together;
 use session::Session;
 use task::{ImageTask, Task, TextTask};
 
@@ -69,9 +75,29 @@ pub fn train<B: AutodiffMoeBackend>(
     progress: &mut dyn Progress,
     device: &B::Device,
 ) -> Result<Summary, TrainError> {
-    let task = TextTask { config, data };
-    let initial = config.train.init_from.as_ref().map(|dir| || load_initial(config, dir, device));
-    run_task(&task, Trainee::<B>::new(config, device), initial, run, progress, device)
+    train_on::<B>(config, data, run, progress, slice::from_ref(device))
+}
+
+/// [`train`] by one rank on each of `devices`, which may be one device several times: see [`parallel`](crate::parallel).
+///
+/// # Errors
+///
+/// As there, when a rank ends early, and settings that [`parallel::check`](crate::parallel::check) refuses.
+///
+/// # Panics
+///
+/// Panics without a device.
+pub fn train_on<B: AutodiffMoeBackend>(
+    config: &TrainConfig,
+    data: &TextData,
+    run: &mut Run,
+    progress: &mut dyn Progress,
+    devices: &[B::Device],
+) -> Result<Summary, TrainError> {
+    config.check_ranks(devices.len())?;
+    let initial = config.train.init_from.as_ref().map(|dir| || load_initial(config, dir, &devices[0]));
+    let new = Trainee::<B>::new(config, &devices[0]);
+    run_task(|| TextTask { config, data }, new, initial, run, progress, devices)
 }
 
 /// [`train`] for a vision model.
@@ -86,30 +112,53 @@ pub fn train_vit<B: AutodiffMoeBackend>(
     progress: &mut dyn Progress,
     device: &B::Device,
 ) -> Result<Summary, TrainError> {
-    let task = ImageTask::new(config, data);
-    let trainee = Trainee::<B, Vit<B>>::new_vit(config, device);
-    run_task(&task, trainee, None::<fn() -> _>, run, progress, device)
+    train_vit_on::<B>(config, data, run, progress, slice::from_ref(device))
+}
+
+/// [`train_on`] for a vision model.
+///
+/// # Errors
+///
+/// As there.
+///
+/// # Panics
+///
+/// Panics without a device.
+pub fn train_vit_on<B: AutodiffMoeBackend>(
+    config: &VitTrainConfig,
+    data: &ImageData,
+    run: &mut Run,
+    progress: &mut dyn Progress,
+    devices: &[B::Device],
+) -> Result<Summary, TrainError> {
+    config.check_ranks(devices.len())?;
+    let new = Trainee::<B, Vit<B>>::new_vit(config, &devices[0]);
+    run_task(|| ImageTask::new(config, data), new, None::<fn() -> _>, run, progress, devices)
 }
 
 /// Trains from the latest checkpoint of `run`; without one `new`, or in the place of its model the one that `initial` returns.
 fn run_task<B, M, T>(
-    task: &T,
+    task: impl Fn() -> T + Sync,
     new: Trainee<B, M>,
     initial: Option<impl FnOnce() -> Result<M, TrainError>>,
     run: &mut Run,
     progress: &mut dyn Progress,
-    device: &B::Device,
+    devices: &[B::Device],
 ) -> Result<Summary, TrainError>
 where
     B: AutodiffMoeBackend,
-    M: Trainable<B>,
+    M: Trainable<B> + 'static,
     T: Task<B, M>,
     ModelExperts: FindExperts<M>,
 {
-    let (trainee, mut session) = start(task, new, initial, run, device)?;
+    let own_task = task();
+    let (trainee, mut session) = start(&own_task, new, initial, run, &devices[0])?;
     run.truncate_metrics_after(session.step())?;
     progress.start(session.step(), session.total_steps());
-    let trained = take_steps(trainee, &mut session, run, progress);
+    let trained = match devices {
+        [_] => take_steps(trainee, &mut session, run, progress),
+        _ => take_steps_together(&task, devices, trainee, &mut session, run, progress),
+    };
     progress.finish();
     trained.map(|()| session.summary())
 }

@@ -1,5 +1,6 @@
 //! Loads of the experts of every MoE layer over the micro-batches of a step, for routers that balance themselves.
 
+use burn::tensor::Tensor;
 use moe_kernels::AutodiffMoeBackend;
 use moe_layers::ExpertLoad;
 use moe_layers::router::optimizer::HasRouters;
@@ -23,6 +24,17 @@ impl<B: AutodiffMoeBackend> RouterLoads<B> {
             None => new,
         };
         self.0 = layers.iter().map(|layer| ExpertLoad::of(&layer.routing)).map(merge).collect();
+    }
+
+    /// Puts what `exchange` returns in the place of every load.
+    pub(super) fn exchange(
+        &mut self,
+        exchange: &mut dyn FnMut(Tensor<B::InnerBackend, 1>) -> Tensor<B::InnerBackend, 1>,
+    ) {
+        for load in &mut self.0 {
+            let vector = exchange(load.clone().into_vector().inner());
+            *load = ExpertLoad::from_vector(Tensor::from_inner(vector));
+        }
     }
 
     /// Tells the routers of `model`.

@@ -1,17 +1,19 @@
 //! One stretch of training: where it stands, what is due after a step, and how fast it goes.
 
 use std::marker::PhantomData;
+use std::rc::Rc;
 use std::time::Instant;
 
 use excitation_optim::FindExperts;
 use moe_kernels::AutodiffMoeBackend;
 
 use super::error::TrainError;
-use super::step::{NotFinite, StepOutcome, StepSettings, Trainee};
+use super::step::{NotFinite, StepError, StepOutcome, StepSettings, Trainee};
 use super::summary::{Summary, per_second};
 use super::task::{Course, Pace, Task, Validation};
 use crate::model::Trainable;
 use crate::optim::{ModelExperts, lr_at};
+use crate::parallel::Group;
 use crate::run::{StepRecord, Subject, TrainState};
 
 /// Training between two starts of the program.
@@ -22,6 +24,8 @@ pub(super) struct Session<'a, B: AutodiffMoeBackend, M, T> {
     state: TrainState,
     /// Step of the last checkpoint.
     checkpoint: Option<usize>,
+    /// The other ranks, if there are any.
+    group: Option<Rc<Group<B>>>,
     /// Tokens and seconds at the last record.
     recorded: (u64, f64),
     model: PhantomData<M>,
@@ -36,7 +40,17 @@ where
 {
     pub(super) fn new(task: &'a T, device: &'a B::Device, state: TrainState, checkpoint: Option<usize>) -> Self {
         let recorded = (state.tokens, state.seconds);
-        Self { task, course: task.course(), device, checkpoint, recorded, state, model: PhantomData }
+        Self { task, course: task.course(), device, checkpoint, group: None, recorded, state, model: PhantomData }
+    }
+
+    /// Takes the following steps as one rank among others.
+    pub(super) fn join(&mut self, group: Rc<Group<B>>) {
+        self.group = Some(group);
+    }
+
+    /// Lets go of the other ranks.
+    pub(super) fn leave(&mut self) {
+        self.group = None;
     }
 
     /// Optimizer steps done.
@@ -72,8 +86,12 @@ where
             with_stats: Due::after(&course.pace, step + 1).record,
         };
         let batches = (0..course.pace.grad_accumulation).map(|micro| self.task.batch(step, micro));
-        let stepped = trainee.step(batches, &settings, self.device).map_err(|NotFinite(what)| {
-            TrainError::NotFinite { what, step: step + 1, lr: settings.lr, checkpoint: self.checkpoint }
+        let stepped = trainee.step_among(self.group.as_ref(), batches, &settings, self.device);
+        let stepped = stepped.map_err(|error| match error {
+            StepError::NotFinite(NotFinite(what)) => {
+                TrainError::NotFinite { what, step: step + 1, lr: settings.lr, checkpoint: self.checkpoint }
+            }
+            StepError::Ranks(error) => TrainError::Ranks(error),
         })?;
         self.state.step += 1;
         self.state.tokens += self.course.pace.tokens as u64;

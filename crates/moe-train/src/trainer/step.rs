@@ -1,21 +1,26 @@
 //! One optimizer step: micro-batches, their gradients, the check that all is finite, clipping, the update.
 
+use std::rc::Rc;
+
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use excitation_optim::{FindExperts, LayerFactors};
 use moe_kernels::AutodiffMoeBackend;
+use moe_layers::ranks::among_ranks;
 use moe_models::lm::{Lm, LmLoss};
 use moe_models::vit::Vit;
 
 use super::default_updates::DefaultUpdates;
+use super::exchange::exchanged_gradients;
 use super::router_loads::RouterLoads;
 use crate::config::TrainConfig;
 use crate::evaluate::RoutingTotals;
 use crate::images::VitTrainConfig;
 use crate::model::{Learns, Trainable};
 use crate::optim::{ExpertLoads, Freeze, LmOptimizer, ModelExperts, OptionallyExcited, clip_to, global_norm};
+use crate::parallel::{Group, Packed, RankError};
 use crate::run::LayerRecord;
 
 /// The optimizer of a model, a language model unless `M` says otherwise.
@@ -60,6 +65,27 @@ pub struct StepOutcome {
 #[derive(Debug)]
 pub struct NotFinite(pub &'static str);
 
+/// Why a step among ranks was not made.
+#[derive(Debug)]
+pub enum StepError {
+    /// Something is infinite or NaN, on every rank.
+    NotFinite(NotFinite),
+    /// Ranks do not reach each other.
+    Ranks(RankError),
+}
+
+impl From<NotFinite> for StepError {
+    fn from(found: NotFinite) -> Self {
+        Self::NotFinite(found)
+    }
+}
+
+impl From<RankError> for StepError {
+    fn from(error: RankError) -> Self {
+        Self::Ranks(error)
+    }
+}
+
 impl<B: AutodiffMoeBackend> Trainee<B> {
     /// A model at the start of its training, which depends on the config alone: its weights on `config.train.seed`.
     ///
@@ -88,6 +114,13 @@ impl<B: AutodiffMoeBackend> Trainee<B, Vit<B>> {
     }
 }
 
+impl<B: AutodiffMoeBackend, M: AutodiffModule<B>> Trainee<B, M> {
+    /// A copy on `device`, equal in all that a step depends on. What the optimizer remembers follows with its next step.
+    pub(super) fn copy_to(&self, device: &B::Device) -> Self {
+        Self { model: self.model.clone().fork(device), optim: self.optim.clone() }
+    }
+}
+
 impl<B, M> Trainee<B, M>
 where
     B: AutodiffMoeBackend,
@@ -112,11 +145,34 @@ where
     ///
     /// Panics when there is no batch.
     pub fn step(
-        mut self,
+        self,
         batches: impl ExactSizeIterator<Item = <M as Learns<B>>::Batch>,
         settings: &StepSettings,
         device: &B::Device,
     ) -> Result<(Self, StepOutcome), NotFinite> {
+        self.step_among(None, batches, settings, device).map_err(|error| match error {
+            StepError::NotFinite(found) => found,
+            StepError::Ranks(_) => unreachable!("there is one rank"),
+        })
+    }
+
+    /// [`step`](Self::step) on the rows that are this rank's. `batches` are whole on every rank; the step, and what it measured, is that of all
+    /// rows, and every rank makes it alike.
+    ///
+    /// # Errors
+    ///
+    /// As [`step`](Self::step), and when a rank does not answer; the update is then not made.
+    ///
+    /// # Panics
+    ///
+    /// As [`step`](Self::step), and when the rows of a batch cannot be split evenly.
+    pub fn step_among(
+        mut self,
+        group: Option<&Rc<Group<B>>>,
+        batches: impl ExactSizeIterator<Item = <M as Learns<B>>::Batch>,
+        settings: &StepSettings,
+        device: &B::Device,
+    ) -> Result<(Self, StepOutcome), StepError> {
         let micro_batches = batches.len();
         assert!(micro_batches > 0, "Trainee: a step needs at least one micro-batch");
         self.model.set_measuring(settings.with_stats);
@@ -125,10 +181,20 @@ where
         gathered.router_loads = self.model.absorbs_loads().then(RouterLoads::default);
         gathered.freeze = self.optim.frozen().clone();
         for batch in batches {
-            gathered.add(&self.model, &batch, micro_batches, device);
+            match group {
+                None => gathered.add(&self.model, &batch, micro_batches, device),
+                Some(group) => {
+                    let own = M::part_of(&batch, group.rank(), group.num_ranks());
+                    among_ranks::<B, _>(group.clone(), || gathered.add(&self.model, &own, micro_batches, device));
+                }
+            }
+        }
+        let mut grads = gathered.grads.grads();
+        if let Some(group) = group {
+            grads = gathered.share(&self.model, grads, group)?;
         }
         let (loads, router_loads) = (gathered.loads.take(), gathered.router_loads.take());
-        let (grads, updates, mut outcome) = gathered.finish(&self.model);
+        let (updates, mut outcome) = gathered.finish(&self.model, &grads);
         outcome.check_finite()?;
         updates.absorb_into(&mut self.model);
         if let Some(loads) = router_loads {
@@ -217,11 +283,48 @@ impl<B: AutodiffMoeBackend, M: Trainable<B>> Gathered<B, M> {
         self.grads.accumulate(model, grads);
     }
 
-    /// The summed gradients, the merged updates of default vectors, and the measurements in one read (and another for the
-    /// statistics of default vectors).
-    fn finish(mut self, model: &M) -> (GradientsParams, DefaultUpdates<B>, StepOutcome) {
-        let grads = self.grads.grads();
-        let [cross_entropy, balance, z, grad_norm] = read_scalars(model, &grads, self.losses);
+    /// Makes gradients and all that was gathered those of all ranks; the updates of default vectors are so already.
+    fn share(&mut self, model: &M, grads: GradientsParams, group: &Group<B>) -> Result<GradientsParams, RankError> {
+        let losses = std::mem::take(&mut self.losses).into_iter().reduce(|sum, next| sum + next);
+        self.losses = losses.into_iter().collect();
+        let mut packed = Packed::new();
+        let grads = self.exchanged(model, grads, &mut |tensor| {
+            packed.push(tensor.clone());
+            tensor
+        });
+        if let Some(totals) = &self.totals {
+            totals.vectors::<B::InnerBackend>(&model.devices()[0]).into_iter().for_each(|vector| packed.push(vector));
+        }
+        let mut packed = packed.exchange(group)?;
+        let grads = self.exchanged(model, grads, &mut |_| packed.pop());
+        if let Some(totals) = &mut self.totals {
+            totals.set_vectors(|| packed.pop(), group.num_ranks());
+        }
+        Ok(grads)
+    }
+
+    /// Puts what `exchange` returns in the place of every vector that ranks share.
+    fn exchanged(
+        &mut self,
+        model: &M,
+        grads: GradientsParams,
+        exchange: &mut dyn FnMut(Tensor<B::InnerBackend, 1>) -> Tensor<B::InnerBackend, 1>,
+    ) -> GradientsParams {
+        let grads = exchanged_gradients(model, grads, exchange);
+        self.losses.iter_mut().for_each(|losses| *losses = exchange(losses.clone()));
+        if let Some(loads) = &mut self.loads {
+            loads.exchange(exchange);
+        }
+        if let Some(loads) = &mut self.router_loads {
+            loads.exchange(exchange);
+        }
+        self.updates.exchange_energy(exchange);
+        grads
+    }
+
+    /// The merged updates of default vectors, and the measurements in one read (and another for the statistics of default vectors).
+    fn finish(self, model: &M, grads: &GradientsParams) -> (DefaultUpdates<B>, StepOutcome) {
+        let [cross_entropy, balance, z, grad_norm] = read_scalars(model, grads, self.losses);
         let mut outcome = StepOutcome {
             cross_entropy,
             balance,
@@ -230,7 +333,7 @@ impl<B: AutodiffMoeBackend, M: Trainable<B>> Gathered<B, M> {
             layers: self.totals.map(RoutingTotals::into_records).unwrap_or_default(),
         };
         self.updates.write_stats(model, &mut outcome.layers);
-        (grads, self.updates, outcome)
+        (self.updates, outcome)
     }
 }
 

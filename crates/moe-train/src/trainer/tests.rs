@@ -78,7 +78,7 @@ fn cut_after_step_10(from: &Path, to: &Path) {
 
 /// A run of `config` that stopped after its first step. Runs that are compared with each other start from copies of one: all
 /// threads of a program share the generator that draws the first weights.
-fn begun(config: &TrainConfig) -> (TempDir, std::path::PathBuf) {
+pub(super) fn begun(config: &TrainConfig) -> (TempDir, std::path::PathBuf) {
     let (parent, dir) = new_dir();
     let mut stop = Silent { interrupt_at: Some(1), ..Silent::default() };
     assert!(run_in(&dir, config, &mut stop).expect("a clean stop").interrupted);

@@ -52,7 +52,8 @@ fn gather(model: &Lm<AD>, batches: &[Batch]) -> (GradientsParams, StepOutcome) {
     for batch in batches {
         gathered.add(model, batch, batches.len(), &Default::default());
     }
-    let (grads, _, outcome) = gathered.finish(model);
+    let grads = gathered.grads.grads();
+    let (_, outcome) = gathered.finish(model, &grads);
     (grads, outcome)
 }
 
@@ -187,7 +188,8 @@ fn a_step_that_is_not_finite_moves_no_default_vector() {
     let start = trainee(&with_default_vectors());
     let mut gathered = Gathered::new(false);
     gathered.add(&start.model, &eight_sequences(), 1, &Default::default());
-    let (.., outcome) = gathered.finish(&start.model);
+    let grads = gathered.grads.grads();
+    let (_, outcome) = gathered.finish(&start.model, &grads);
     assert!(outcome.check_finite().is_ok() && outcome.layers.is_empty());
     assert!(vectors(&start.model).iter().all(|v| *v == 0.0));
 }

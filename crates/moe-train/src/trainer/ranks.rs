@@ -1,0 +1,105 @@
+//! The loop on several ranks, each in a thread of its own.
+
+use std::any::Any;
+use std::thread::{self, ScopedJoinHandle};
+
+use excitation_optim::FindExperts;
+use moe_kernels::AutodiffMoeBackend;
+
+use super::error::TrainError;
+use super::session::Session;
+use super::step::Trainee;
+use super::take_steps;
+use super::task::Task;
+use crate::model::Trainable;
+use crate::optim::ModelExperts;
+use crate::parallel::{Group, RankError, Seat, ThreadGroup};
+use crate::progress::Progress;
+use crate::run::{Run, TrainState};
+
+/// Takes the steps of `session` on all `devices`. This thread is rank 0, which alone logs, validates and saves; the others take the same steps
+/// from copies of `trainee` until they are done, or rank 0 is.
+pub(super) fn take_steps_together<B, M, T>(
+    task: &(impl Fn() -> T + Sync),
+    devices: &[B::Device],
+    trainee: Trainee<B, M>,
+    session: &mut Session<'_, B, M, T>,
+    run: &mut Run,
+    progress: &mut dyn Progress,
+) -> Result<(), TrainError>
+where
+    B: AutodiffMoeBackend,
+    M: Trainable<B> + 'static,
+    T: Task<B, M>,
+    ModelExperts: FindExperts<M>,
+{
+    let group = ThreadGroup::<B::InnerBackend>::open(devices.len());
+    thread::scope(|scope| {
+        let others: Vec<_> = devices
+            .iter()
+            .enumerate()
+            .skip(1)
+            .map(|(rank, device)| {
+                let (seat, state) = (group.seat(rank), session.state().clone());
+                let copy = trainee.copy_to(device);
+                scope.spawn(move || follow(task, seat, copy, state, device))
+            })
+            .collect();
+        let trained = group.seat(0).take(&devices[0]).map_err(TrainError::Ranks).and_then(|seat| {
+            session.join(Group::new(seat));
+            let trained = take_steps(trainee, session, run, progress);
+            session.leave();
+            trained
+        });
+        // Rank 0 has left: whoever still waits for it gets an error, which is then nobody's fault.
+        let ended: Vec<_> = others.into_iter().enumerate().map(|(index, other)| end(index + 1, other)).collect();
+        match trained {
+            Err(TrainError::Ranks(lost)) => Err(ended.into_iter().find_map(cause).unwrap_or(TrainError::Ranks(lost))),
+            trained => trained,
+        }
+    })
+}
+
+/// The steps of a rank that is not 0.
+fn follow<B, M, T>(
+    task: &(impl Fn() -> T + Sync),
+    seat: Seat<B::InnerBackend>,
+    mut trainee: Trainee<B, M>,
+    state: TrainState,
+    device: &B::Device,
+) -> Result<(), TrainError>
+where
+    B: AutodiffMoeBackend,
+    M: Trainable<B>,
+    T: Task<B, M>,
+    ModelExperts: FindExperts<M>,
+{
+    let task = task();
+    let mut session = Session::new(&task, device, state, None);
+    session.join(Group::new(seat.take(device)?));
+    while !session.is_done() {
+        trainee = session.train_step(trainee)?.0;
+    }
+    Ok(())
+}
+
+/// What became of a rank; a panic is an error with its message.
+fn end(rank: usize, thread: ScopedJoinHandle<'_, Result<(), TrainError>>) -> Result<(), TrainError> {
+    thread.join().unwrap_or_else(|panic| {
+        Err(TrainError::Ranks(RankError { rank, reason: format!("it panicked: {}", message(panic.as_ref())) }))
+    })
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown cause")
+}
+
+/// The error of a rank that ended by itself.
+fn cause(ended: Result<(), TrainError>) -> Option<TrainError> {
+    match ended {
+        Err(TrainError::Ranks(error)) if !error.reason.starts_with("it panicked") => None,
+        Err(error) => Some(error),
+        Ok(()) => None,
+    }
+}
