@@ -20,7 +20,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Train a model; the last line on stdout sums the run up
-    Train(TrainArgs),
+    Train(Box<TrainArgs>),
     /// Measure a trained model on what was held out of its data, or on other data
     Eval(EvalArgs),
     /// Continue a prompt with a trained model
@@ -130,6 +130,36 @@ pub struct TrainArgs {
     /// that do so
     #[arg(long, value_name = "DEVICE,..", value_delimiter = ',', conflicts_with = "device")]
     pub devices: Vec<DeviceChoice>,
+    /// Several processes.
+    #[command(flatten)]
+    pub ranks: RankArgs,
+}
+
+/// Options of `moe-train train` for several processes that train together, each on a device of its own.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RankArgs {
+    /// Train in so many processes on this machine: starts the others, with the same options
+    #[arg(long, value_name = "N", value_parser = ranks, conflicts_with_all = ["devices", "node"])]
+    pub launch: Option<usize>,
+    /// Which of --nodes processes this is, from 0; all are started with the same options but this one, and 0 alone writes the run
+    #[arg(long, value_name = "R", requires_all = ["nodes", "coordinator"], conflicts_with = "devices")]
+    pub node: Option<usize>,
+    /// How many processes train together
+    #[arg(long, value_name = "N", value_parser = ranks, requires = "node")]
+    pub nodes: Option<usize>,
+    /// Where they meet: host and port of process 0
+    #[arg(long, value_name = "HOST:PORT", requires = "node")]
+    pub coordinator: Option<String>,
+    /// Seconds without a word after which another process counts as lost; longer than a validation and a checkpoint take
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rank_timeout: u32,
+}
+
+fn ranks(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..) => Ok(number),
+        _ => Err("expected a number of processes, 1 or more".into()),
+    }
 }
 
 impl TrainArgs {
@@ -243,7 +273,7 @@ mod tests {
     fn train(args: &[&str]) -> Result<TrainArgs, clap::Error> {
         let words = ["moe-train", "train"].into_iter().chain(args.iter().copied());
         Cli::try_parse_from(words).map(|cli| match cli.command {
-            Command::Train(args) => args,
+            Command::Train(args) => *args,
             other => panic!("expected train, got {other:?}"),
         })
     }

@@ -41,6 +41,12 @@ pub enum Error {
         /// The directory of the run.
         dir: PathBuf,
     },
+    /// The processes of `--launch` cannot be started.
+    #[error("cannot start the other ranks: {source}")]
+    Launch {
+        /// Why.
+        source: io::Error,
+    },
     /// The device.
     #[error(transparent)]
     Backend(#[from] BackendError),

@@ -4,6 +4,7 @@ mod eval;
 mod export;
 mod generate;
 mod hugging_face;
+mod nodes;
 mod report;
 mod train;
 mod vit;

@@ -8,7 +8,13 @@ use std::{
 use moe_models::checkpoint::HfCheckpoint;
 use moe_models::generate::SamplingConfig;
 
-use super::{TOKENIZER_FILE, generate::continue_prompt, hugging_face, load_model, run_vocab, say, vit};
+use super::{
+    TOKENIZER_FILE,
+    generate::continue_prompt,
+    hugging_face, load_model,
+    nodes::{self, Launched},
+    run_vocab, say, vit,
+};
 use crate::{
     backend::{self, Device, DeviceChoice, Plain, Training},
     cli::{ModelKind, TrainArgs},
@@ -17,10 +23,11 @@ use crate::{
     error::Error,
     optim::{Freeze, parameter_paths},
     overrides::Overrides,
+    parallel::NodeSeat,
     progress,
     report::write_report,
     run::{Context, Run, RunConfig, Settings, Subject, Which, read_config, read_context},
-    trainer::train_on,
+    trainer::{self, Summary, train_on, train_with_nodes},
 };
 
 /// Where runs go that are given no directory.
@@ -30,11 +37,40 @@ const RUNS: &str = "runs";
 const SAMPLE_TEMPERATURE: f64 = 0.8;
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), Error> {
-    match (kind(args)?, &args.resume) {
-        (ModelKind::Lm, Some(dir)) => Job::resume(dir, args)?.run(),
-        (ModelKind::Lm, None) => Job::new(args)?.run(),
-        (ModelKind::Vit, _) => vit::train(args),
+    let seat = nodes::seat(&args.ranks)?;
+    let follows = seat.as_ref().filter(|seat| seat.rank > 0);
+    match (kind(args)?, follows, &args.resume) {
+        (ModelKind::Vit, ..) => vit::train(args, seat.as_ref()),
+        (ModelKind::Lm, Some(seat), _) => follow(args, seat),
+        (ModelKind::Lm, None, Some(dir)) => Job::resume(dir, args)?.run(args, seat.as_ref()),
+        (ModelKind::Lm, None, None) => Job::new(args)?.run(args, seat.as_ref()),
     }
+}
+
+/// The part of a process that is not rank 0.
+fn follow(args: &TrainArgs, seat: &NodeSeat) -> Result<(), Error> {
+    let (config, vocab, checkpoints) = match nodes::checkpoints(args)? {
+        Some((checkpoints, config)) => {
+            let dir = args.resume.as_deref().expect("it is resumed");
+            let mut config = TrainConfig::of(config, dir)?;
+            raise_steps(&mut config.train.steps, args.steps)?;
+            let vocab = run_vocab(dir, &config)?;
+            (config, vocab, Some(checkpoints))
+        }
+        None => {
+            let (config, vocab) = settings(args)?;
+            (config, vocab, None)
+        }
+    };
+    let device = backend::open(args.device, config.train.dtype)?;
+    let text = Text::load(&config, vocab)?;
+    nodes::announce(seat)?;
+    Ok(trainer::follow::<Training>(&config, &text.data, checkpoints.as_ref(), &device, seat)?)
+}
+
+/// How many ranks there will be.
+pub(super) fn num_ranks(args: &TrainArgs) -> usize {
+    args.ranks.launch.or(args.ranks.nodes).unwrap_or_else(|| args.device_choices().len())
 }
 
 /// What to train: what the command line says, or else the run that it goes on with.
@@ -64,7 +100,7 @@ impl Job {
         let (config, vocab) = settings(args)?;
         let devices = backend::open_all(args.device_choices(), config.train.dtype)?;
         check_start(&config, &devices[0])?;
-        config.check_ranks(devices.len())?;
+        config.check_ranks(num_ranks(args))?;
         let text = Text::load(&config, vocab)?;
         let dir = args.out.clone().unwrap_or_else(|| free_directory(&args.preset, config.train.seed));
         let run = Run::create(&dir, &config)?;
@@ -84,7 +120,7 @@ impl Job {
         let longer = raise_steps(&mut config.train.steps, args.steps)?;
         config.validate()?;
         let devices = backend::open_all(args.device_choices(), config.train.dtype)?;
-        config.check_ranks(devices.len())?;
+        config.check_ranks(num_ranks(args))?;
         let text = Text::load(&config, run_vocab(dir, &config)?)?;
         match read_context::<Context>(dir)? {
             Some(context) => check_same(&context, &text.context)?,
@@ -98,11 +134,8 @@ impl Job {
         Ok(job)
     }
 
-    fn run(mut self) -> Result<(), Error> {
-        let mut progress = progress::for_terminal(Subject::Text);
-        let summary =
-            train_on::<Training>(&self.config, &self.text.data, &mut self.run, progress.as_mut(), &self.devices)?;
-        drop(progress);
+    fn run(mut self, args: &TrainArgs, seat: Option<&NodeSeat>) -> Result<(), Error> {
+        let summary = self.train(args, seat)?;
         let report = write_report(self.run.dir())?;
         self.sample()?;
         let dir = self.run.dir().display();
@@ -111,6 +144,18 @@ impl Job {
         }
         say(format!("report: {}", report.display()))?;
         say(summary)
+    }
+
+    fn train(&mut self, args: &TrainArgs, seat: Option<&NodeSeat>) -> Result<Summary, Error> {
+        let Self { config, text, run, devices } = self;
+        let Some(seat) = seat else {
+            let mut progress = progress::for_terminal(Subject::Text);
+            return Ok(train_on::<Training>(config, &text.data, run, progress.as_mut(), devices)?);
+        };
+        nodes::announce(seat)?;
+        let _launched = Launched::start(&args.ranks, seat)?;
+        let mut progress = progress::for_terminal(Subject::Text);
+        Ok(train_with_nodes::<Training>(config, &text.data, run, progress.as_mut(), &devices[0], seat)?)
     }
 
     /// Says what is about to happen.

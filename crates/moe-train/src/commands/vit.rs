@@ -9,8 +9,9 @@ use moe_models::vit::{Vit, VitConfig};
 
 use super::{
     eval::say_layers,
+    nodes::{self, Launched},
     say,
-    train::{absolute, free_directory, grouped, overrides, raise_steps},
+    train::{absolute, free_directory, grouped, num_ranks, overrides, raise_steps},
 };
 use crate::{
     backend::{self, Device, DeviceChoice, Plain, Training},
@@ -19,18 +20,55 @@ use crate::{
     error::Error,
     images::{ImageData, ImageSource, VitTrainConfig, evaluate_images, linear_accuracy},
     optim::{Freeze, paths_in},
+    parallel::NodeSeat,
     progress,
     report::write_report,
     run::{Checkpoints, ImageContext, Run, Settings, Which, read_context},
-    trainer::train_vit_on,
+    trainer::{Summary, follow_vit, train_vit_on, train_vit_with_nodes},
 };
 
-pub(super) fn train(args: &TrainArgs) -> Result<(), Error> {
+pub(super) fn train(args: &TrainArgs, seat: Option<&NodeSeat>) -> Result<(), Error> {
+    if let Some(seat) = seat.filter(|seat| seat.rank > 0) {
+        return follow(args, seat);
+    }
     let job = match &args.resume {
         Some(dir) => Job::resume(dir, args)?,
         None => Job::new(args)?,
     };
-    job.run()
+    job.run(args, seat)
+}
+
+/// The part of a process that is not rank 0.
+fn follow(args: &TrainArgs, seat: &NodeSeat) -> Result<(), Error> {
+    let device = backend::open(args.device, Dtype::F32)?;
+    let (config, data, checkpoints) = match nodes::checkpoints(args)? {
+        Some((checkpoints, config)) => {
+            let dir = args.resume.as_deref().expect("it is resumed");
+            let mut config = VitTrainConfig::of(config, dir)?;
+            raise_steps(&mut config.train.steps, args.steps)?;
+            let data = load(&config)?;
+            (config, data, Some(checkpoints))
+        }
+        None => {
+            let (config, data) = settings(args)?;
+            (config, data, None)
+        }
+    };
+    nodes::announce(seat)?;
+    Ok(follow_vit::<Training>(&config, &data, checkpoints.as_ref(), &device, seat)?)
+}
+
+/// The settings of a new run, free of contradictions, and its images.
+fn settings(args: &TrainArgs) -> Result<(VitTrainConfig, ImageData), Error> {
+    refuse_text_options(args)?;
+    let overrides = overrides(args)?;
+    let mut config = VitTrainConfig::resolve(&args.preset, &overrides)?;
+    absolute([&mut config.data.path, &mut config.data.valid_path])?;
+    config.validate()?;
+    let data = load(&config)?;
+    config.fit(&data, &overrides)?;
+    config.validate()?;
+    Ok((config, data))
 }
 
 /// A run with everything it needs.
@@ -46,16 +84,9 @@ struct Job {
 impl Job {
     /// Checks settings, device and images before a directory is made.
     fn new(args: &TrainArgs) -> Result<Self, Error> {
-        refuse_text_options(args)?;
-        let overrides = overrides(args)?;
-        let mut config = VitTrainConfig::resolve(&args.preset, &overrides)?;
-        absolute([&mut config.data.path, &mut config.data.valid_path])?;
-        config.validate()?;
         let devices = backend::open_all(args.device_choices(), Dtype::F32)?;
-        config.check_ranks(devices.len())?;
-        let data = load(&config)?;
-        config.fit(&data, &overrides)?;
-        config.validate()?;
+        let (config, data) = settings(args)?;
+        config.check_ranks(num_ranks(args))?;
         check_freeze(&config, &devices[0])?;
         let context = ImageContext::new(&data, linear_accuracy::<Training>(&data, &devices[0]));
         let preset = format!("vit-{}", args.preset);
@@ -73,7 +104,7 @@ impl Job {
         let longer = raise_steps(&mut config.train.steps, args.steps)?;
         config.validate()?;
         let devices = backend::open_all(args.device_choices(), Dtype::F32)?;
-        config.check_ranks(devices.len())?;
+        config.check_ranks(num_ranks(args))?;
         let data = load(&config)?;
         config.check_fit(&data)?;
         let context = match read_context::<ImageContext>(dir)? {
@@ -93,11 +124,8 @@ impl Job {
         Ok(job)
     }
 
-    fn run(mut self) -> Result<(), Error> {
-        let mut progress = progress::for_terminal(self.config.subject());
-        let summary =
-            train_vit_on::<Training>(&self.config, &self.data, &mut self.run, progress.as_mut(), &self.devices)?;
-        drop(progress);
+    fn run(mut self, args: &TrainArgs, seat: Option<&NodeSeat>) -> Result<(), Error> {
+        let summary = self.train(args, seat)?;
         let dir = self.run.dir().to_path_buf();
         if summary.interrupted {
             say(format!("stopped early; go on with: train --resume {}", dir.display()))?;
@@ -107,6 +135,18 @@ impl Job {
         let report = write_report(&dir)?;
         say(format!("report: {}", report.display()))?;
         say(summary)
+    }
+
+    fn train(&mut self, args: &TrainArgs, seat: Option<&NodeSeat>) -> Result<Summary, Error> {
+        let Self { config, data, run, devices, .. } = self;
+        let Some(seat) = seat else {
+            let mut progress = progress::for_terminal(config.subject());
+            return Ok(train_vit_on::<Training>(config, data, run, progress.as_mut(), devices)?);
+        };
+        nodes::announce(seat)?;
+        let _launched = Launched::start(&args.ranks, seat)?;
+        let mut progress = progress::for_terminal(config.subject());
+        Ok(train_vit_with_nodes::<Training>(config, data, run, progress.as_mut(), &devices[0], seat)?)
     }
 
     /// Measures on all held-out images which classes the experts serve, for the report.

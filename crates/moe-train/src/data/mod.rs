@@ -48,6 +48,18 @@ impl TextData {
         Ok(Self { train: vocab.encode(train)?, valid: vocab.encode(valid)?, vocab, description })
     }
 
+    /// CRC-32 of the tokens to train on.
+    pub fn checksum(&self) -> u32 {
+        match &self.train {
+            Tokens::Bytes(bytes) => crc32fast::hash(bytes),
+            Tokens::Ids { ids, .. } => {
+                let mut hasher = crc32fast::Hasher::new();
+                ids.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
+                hasher.finalize()
+            }
+        }
+    }
+
     /// Makes sure that both parts hold at least one sequence of `seq_len` tokens and the token after it.
     ///
     /// # Errors

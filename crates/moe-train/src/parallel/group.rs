@@ -9,7 +9,7 @@ use moe_layers::ranks::Ranks;
 
 /// Why ranks no longer reach each other.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("rank {rank} has lost the others: {reason}")]
+#[error("rank {rank} cannot train with the others: {reason}")]
 pub struct RankError {
     /// Who noticed.
     pub rank: usize,

@@ -1,7 +1,8 @@
 //! Data parallel training: the rows of every micro-batch are split over ranks, which stay equal because everything that is not a row's own is
 //! shared.
 //!
-//! A rank is a thread with a device of its own, a copy of model and optimizer, and its rows of every micro-batch. What it shares, and when:
+//! A rank is a thread ([`ThreadGroup`]) or a process ([`Node`]) with a device, a copy of model and optimizer, and its rows of every
+//! micro-batch. What it shares, and when:
 //!
 //! | in the forward pass | after the last micro-batch |
 //! |---|---|
@@ -16,6 +17,7 @@
 //! Not every router can: see [`check`].
 
 mod group;
+mod nodes;
 mod packed;
 mod threads;
 
@@ -24,6 +26,7 @@ use moe_models::lm::LmMoeConfig;
 use crate::config::ConfigError;
 
 pub use group::{Collective, Group, RankError};
+pub use nodes::{Hello, Node, NodeSeat};
 pub(crate) use packed::Packed;
 pub use threads::{Seat, ThreadGroup};
 

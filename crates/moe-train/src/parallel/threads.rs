@@ -176,7 +176,7 @@ mod tests {
             });
             drop(second.take(&Default::default()).expect("both come"));
             let error = waits.join().expect("no panic").expect_err("alone");
-            assert_eq!(error.to_string(), "rank 0 has lost the others: another rank has ended");
+            assert_eq!(error.to_string(), "rank 0 cannot train with the others: another rank has ended");
         });
     }
 }

@@ -49,8 +49,9 @@ use crate::data::TextData;
 use crate::images::{ImageData, VitTrainConfig};
 use crate::model::Trainable;
 use crate::optim::ModelExperts;
+use crate::parallel::NodeSeat;
 use crate::progress::Progress;
-use crate::run::{Run, TrainState};
+use crate::run::{Checkpoints, Run, TrainState};
 
 pub use error::TrainError;
 pub use step::{NotFinite, Optim, StepError, StepOutcome, StepSettings, Trainee};
@@ -97,7 +98,44 @@ pub fn train_on<B: AutodiffMoeBackend>(
     config.check_ranks(devices.len())?;
     let initial = config.train.init_from.as_ref().map(|dir| || load_initial(config, dir, &devices[0]));
     let new = Trainee::<B>::new(config, &devices[0]);
-    run_task(|| TextTask { config, data }, new, initial, run, progress, devices)
+    run_task(|| TextTask { config, data }, new, initial, run, progress, Party::Threads(devices))
+}
+
+/// [`train`] as rank 0 of processes that have met at `seat`; the others [`follow`].
+///
+/// # Errors
+///
+/// As [`train_on`].
+pub fn train_with_nodes<B: AutodiffMoeBackend>(
+    config: &TrainConfig,
+    data: &TextData,
+    run: &mut Run,
+    progress: &mut dyn Progress,
+    device: &B::Device,
+    seat: &NodeSeat,
+) -> Result<Summary, TrainError> {
+    config.check_ranks(seat.num_ranks)?;
+    let initial = config.train.init_from.as_ref().map(|dir| || load_initial(config, dir, device));
+    let new = Trainee::<B>::new(config, device);
+    run_task(|| TextTask { config, data }, new, initial, run, progress, Party::Nodes(seat, device))
+}
+
+/// The part of a rank that is not 0 in [`train_with_nodes`]: from the latest of `checkpoints`, which are the run's, if there is one. It writes nothing.
+///
+/// # Errors
+///
+/// As [`train_with_nodes`], and when rank 0 ends early.
+pub fn follow<B: AutodiffMoeBackend>(
+    config: &TrainConfig,
+    data: &TextData,
+    checkpoints: Option<&Checkpoints>,
+    device: &B::Device,
+    seat: &NodeSeat,
+) -> Result<(), TrainError> {
+    config.check_ranks(seat.num_ranks)?;
+    let initial = config.train.init_from.as_ref().map(|dir| || load_initial(config, dir, device));
+    let new = Trainee::<B>::new(config, device);
+    follow_task(&TextTask { config, data }, new, initial, checkpoints, device, seat)
 }
 
 /// [`train`] for a vision model.
@@ -133,7 +171,50 @@ pub fn train_vit_on<B: AutodiffMoeBackend>(
 ) -> Result<Summary, TrainError> {
     config.check_ranks(devices.len())?;
     let new = Trainee::<B, Vit<B>>::new_vit(config, &devices[0]);
-    run_task(|| ImageTask::new(config, data), new, None::<fn() -> _>, run, progress, devices)
+    run_task(|| ImageTask::new(config, data), new, None::<fn() -> _>, run, progress, Party::Threads(devices))
+}
+
+/// [`train_with_nodes`] for a vision model.
+///
+/// # Errors
+///
+/// As there.
+pub fn train_vit_with_nodes<B: AutodiffMoeBackend>(
+    config: &VitTrainConfig,
+    data: &ImageData,
+    run: &mut Run,
+    progress: &mut dyn Progress,
+    device: &B::Device,
+    seat: &NodeSeat,
+) -> Result<Summary, TrainError> {
+    config.check_ranks(seat.num_ranks)?;
+    let new = Trainee::<B, Vit<B>>::new_vit(config, device);
+    run_task(|| ImageTask::new(config, data), new, None::<fn() -> _>, run, progress, Party::Nodes(seat, device))
+}
+
+/// [`follow`] for a vision model.
+///
+/// # Errors
+///
+/// As there.
+pub fn follow_vit<B: AutodiffMoeBackend>(
+    config: &VitTrainConfig,
+    data: &ImageData,
+    checkpoints: Option<&Checkpoints>,
+    device: &B::Device,
+    seat: &NodeSeat,
+) -> Result<(), TrainError> {
+    config.check_ranks(seat.num_ranks)?;
+    let new = Trainee::<B, Vit<B>>::new_vit(config, device);
+    follow_task(&ImageTask::new(config, data), new, None::<fn() -> _>, checkpoints, device, seat)
+}
+
+/// Who trains.
+enum Party<'a, D> {
+    /// A thread on each device.
+    Threads(&'a [D]),
+    /// Processes, of which this one has this device.
+    Nodes(&'a NodeSeat, &'a D),
 }
 
 /// Trains from the latest checkpoint of `run`; without one `new`, or in the place of its model the one that `initial` returns.
@@ -143,7 +224,7 @@ fn run_task<B, M, T>(
     initial: Option<impl FnOnce() -> Result<M, TrainError>>,
     run: &mut Run,
     progress: &mut dyn Progress,
-    devices: &[B::Device],
+    party: Party<'_, B::Device>,
 ) -> Result<Summary, TrainError>
 where
     B: AutodiffMoeBackend,
@@ -152,15 +233,42 @@ where
     ModelExperts: FindExperts<M>,
 {
     let own_task = task();
-    let (trainee, mut session) = start(&own_task, new, initial, run, &devices[0])?;
+    let device = match party {
+        Party::Threads(devices) => &devices[0],
+        Party::Nodes(_, device) => device,
+    };
+    let (trainee, mut session) = start(&own_task, new, initial, Some(run.checkpoints()), device)?;
     run.truncate_metrics_after(session.step())?;
     progress.start(session.step(), session.total_steps());
-    let trained = match devices {
-        [_] => take_steps(trainee, &mut session, run, progress),
-        _ => take_steps_together(&task, devices, trainee, &mut session, run, progress),
+    let trained = match party {
+        Party::Threads([_]) => take_steps(trainee, &mut session, run, progress),
+        Party::Threads(devices) => take_steps_together(&task, devices, trainee, &mut session, run, progress),
+        Party::Nodes(seat, _) => {
+            session.meet(seat, &trainee.model).and_then(|()| take_steps(trainee, &mut session, run, progress))
+        }
     };
     progress.finish();
     trained.map(|()| session.summary())
+}
+
+/// The steps of a rank that is a process and not rank 0.
+fn follow_task<B, M, T>(
+    task: &T,
+    new: Trainee<B, M>,
+    initial: Option<impl FnOnce() -> Result<M, TrainError>>,
+    checkpoints: Option<&Checkpoints>,
+    device: &B::Device,
+    seat: &NodeSeat,
+) -> Result<(), TrainError>
+where
+    B: AutodiffMoeBackend,
+    M: Trainable<B>,
+    T: Task<B, M>,
+    ModelExperts: FindExperts<M>,
+{
+    let (trainee, mut session) = start(task, new, initial, checkpoints, device)?;
+    session.meet(seat, &trainee.model)?;
+    session.follow(trainee)
 }
 
 fn take_steps<B, M, T>(
@@ -211,7 +319,7 @@ fn start<'a, B, M, T>(
     task: &'a T,
     new: Trainee<B, M>,
     initial: Option<impl FnOnce() -> Result<M, TrainError>>,
-    run: &Run,
+    checkpoints: Option<&Checkpoints>,
     device: &'a B::Device,
 ) -> Result<Started<'a, B, M, T>, TrainError>
 where
@@ -221,7 +329,8 @@ where
     ModelExperts: FindExperts<M>,
 {
     let Trainee { model, optim } = new;
-    if let Some((model, optim, state)) = run.load_latest(model.clone(), optim.clone(), device)? {
+    let latest = checkpoints.map(|checkpoints| checkpoints.load_latest(model.clone(), optim.clone(), device));
+    if let Some((model, optim, state)) = latest.transpose()?.flatten() {
         let checkpoint = Some(state.step);
         let session = Session::new(task, device, state, checkpoint);
         return Ok((Trainee { model, optim: optim.starting_at(session.step()) }, session));

@@ -64,7 +64,7 @@ where
 fn follow<B, M, T>(
     task: &(impl Fn() -> T + Sync),
     seat: Seat<B::InnerBackend>,
-    mut trainee: Trainee<B, M>,
+    trainee: Trainee<B, M>,
     state: TrainState,
     device: &B::Device,
 ) -> Result<(), TrainError>
@@ -77,10 +77,7 @@ where
     let task = task();
     let mut session = Session::new(&task, device, state, None);
     session.join(Group::new(seat.take(device)?));
-    while !session.is_done() {
-        trainee = session.train_step(trainee)?.0;
-    }
-    Ok(())
+    session.follow(trainee)
 }
 
 /// What became of a rank; a panic is an error with its message.

@@ -4,6 +4,9 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 use std::time::Instant;
 
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
 use excitation_optim::FindExperts;
 use moe_kernels::AutodiffMoeBackend;
 
@@ -13,7 +16,7 @@ use super::summary::{Summary, per_second};
 use super::task::{Course, Pace, Task, Validation};
 use crate::model::Trainable;
 use crate::optim::{ModelExperts, lr_at};
-use crate::parallel::Group;
+use crate::parallel::{Group, Hello, Node, NodeSeat};
 use crate::run::{StepRecord, Subject, TrainState};
 
 /// Training between two starts of the program.
@@ -46,6 +49,21 @@ where
     /// Takes the following steps as one rank among others.
     pub(super) fn join(&mut self, group: Rc<Group<B>>) {
         self.group = Some(group);
+    }
+
+    /// Joins the processes that train the same from `model`.
+    pub(super) fn meet(&mut self, seat: &NodeSeat, model: &M) -> Result<(), TrainError> {
+        let hello = Hello { settings: self.task.settings(), step: self.state.step, weights: checksum(model) };
+        self.join(Group::new(Node::meet(seat, &hello)?));
+        Ok(())
+    }
+
+    /// Takes all steps that are left, and leaves nothing behind.
+    pub(super) fn follow(&mut self, mut trainee: Trainee<B, M>) -> Result<(), TrainError> {
+        while !self.is_done() {
+            trainee = self.train_step(trainee)?.0;
+        }
+        Ok(())
     }
 
     /// Lets go of the other ranks.
@@ -146,6 +164,19 @@ where
         let (tokens, seconds) = std::mem::replace(&mut self.recorded, now);
         per_second(now.0 - tokens, now.1 - seconds)
     }
+}
+
+/// CRC-32 of all parameters of a model.
+fn checksum<B: Backend, M: Module<B>>(model: &M) -> u32 {
+    struct Checksum(crc32fast::Hasher);
+    impl<B: Backend> ModuleVisitor<B> for Checksum {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            self.0.update(param.val().into_data().as_bytes());
+        }
+    }
+    let mut checksum = Checksum(crc32fast::Hasher::new());
+    model.visit(&mut checksum);
+    checksum.0.finalize()
 }
 
 /// Seeds what a step draws, the noise of a router, so that a resumed run draws the same.

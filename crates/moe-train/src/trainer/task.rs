@@ -43,6 +43,9 @@ pub(super) trait Task<B: AutodiffMoeBackend, M: Trainable<B>> {
     /// What is counted and how it is judged.
     fn subject(&self) -> Subject;
 
+    /// Settings and data in text, equal for ranks that train the same. Where they lie may differ from machine to machine.
+    fn settings(&self) -> String;
+
     /// A micro-batch of a step; a pure function of both.
     fn batch(&self, step: usize, micro: usize) -> <M as Learns<B>>::Batch;
 
@@ -62,6 +65,13 @@ impl<B: AutodiffMoeBackend> Task<B, moe_models::lm::Lm<B>> for TextTask<'_> {
 
     fn subject(&self) -> Subject {
         Subject::Text
+    }
+
+    fn settings(&self) -> String {
+        let mut train = self.config.train.clone();
+        train.init_from = None;
+        let data = self.data.checksum();
+        serde_json::json!([self.config.model, self.config.optim, train, data]).to_string()
     }
 
     fn batch(&self, step: usize, micro: usize) -> Batch {
@@ -117,6 +127,12 @@ impl<B: AutodiffMoeBackend> Task<B, moe_models::vit::Vit<B>> for ImageTask<'_> {
 
     fn subject(&self) -> Subject {
         self.config.subject()
+    }
+
+    fn settings(&self) -> String {
+        let VitTrainConfig { model, data, optim, train } = self.config;
+        let augmentation = (data.crop_padding, data.flip);
+        serde_json::json!([model, optim, train, augmentation, self.data.checksum()]).to_string()
     }
 
     fn batch(&self, step: usize, micro: usize) -> ImageBatch {

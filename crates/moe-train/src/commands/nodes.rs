@@ -1,0 +1,145 @@
+//! `train --launch` and `--node`: several processes that train together.
+
+use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::net::TcpListener;
+use std::num::NonZero;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use super::say;
+use crate::{
+    cli::{RankArgs, TrainArgs},
+    error::Error,
+    parallel::NodeSeat,
+    run::{Checkpoints, RunConfig, inspect},
+    trainer::TrainError,
+};
+
+/// What bounds the threads of a process on a CPU.
+const THREADS: &str = "RAYON_NUM_THREADS";
+
+/// The place of this process among others, if it is to have one.
+pub(super) fn seat(args: &RankArgs) -> Result<Option<NodeSeat>, Error> {
+    let limit = Duration::from_secs(args.rank_timeout.into());
+    if let Some(num_ranks) = args.launch {
+        return Ok(Some(NodeSeat { rank: 0, num_ranks, coordinator: format!("127.0.0.1:{}", free_port()?), limit }));
+    }
+    let (Some(rank), Some(num_ranks), Some(coordinator)) = (args.node, args.nodes, &args.coordinator) else {
+        return Ok(None);
+    };
+    let seat = NodeSeat { rank, num_ranks, coordinator: coordinator.clone(), limit };
+    seat.check().map_err(TrainError::from)?;
+    Ok(Some(seat))
+}
+
+/// The run that a rank goes on with, read only.
+pub(super) fn checkpoints(args: &TrainArgs) -> Result<Option<(Checkpoints, RunConfig)>, Error> {
+    let open = |dir: &Path| -> Result<_, Error> { Ok(inspect(dir)?) };
+    args.resume.as_deref().map(open).transpose()
+}
+
+/// Says who listens where, to whoever reads.
+pub(super) fn announce(seat: &NodeSeat) -> Result<(), Error> {
+    let NodeSeat { rank, num_ranks, coordinator, .. } = seat;
+    say(format!("ranks   {num_ranks} processes, this is rank {rank}; they meet at {coordinator}"))?;
+    if *rank > 0 {
+        return Ok(());
+    }
+    say(
+        "        rank 0 listens there on all interfaces, without authentication or encryption: only in a network you trust",
+    )
+}
+
+/// The processes that `--launch` starts beside this one.
+pub(super) struct Launched(Vec<Child>);
+
+impl Launched {
+    /// Starts this program again for every other rank of `seat`, with the same options; none unless it was asked for.
+    pub(super) fn start(args: &RankArgs, seat: &NodeSeat) -> Result<Self, Error> {
+        let mut launched = Self(Vec::new());
+        if args.launch.is_none() {
+            return Ok(launched);
+        }
+        let fault = |source: io::Error| Error::Launch { source };
+        let program = env::current_exe().map_err(fault)?;
+        let threads = available_parallelism().map_or(1, NonZero::get).div_ceil(seat.num_ranks);
+        for rank in 1..seat.num_ranks {
+            let mut command = Command::new(&program);
+            command.args(without_launch(env::args_os().skip(1)));
+            command.args(["--node", &rank.to_string(), "--nodes", &seat.num_ranks.to_string()]);
+            command.args(["--coordinator", &seat.coordinator]).stdin(Stdio::null()).stdout(Stdio::null());
+            if env::var_os(THREADS).is_none() {
+                command.env(THREADS, threads.to_string());
+            }
+            // A key that interrupts rank 0 is not for them: they end when it has saved.
+            #[cfg(unix)]
+            std::os::unix::process::CommandExt::process_group(&mut command, 0);
+            launched.0.push(command.spawn().map_err(fault)?);
+        }
+        Ok(launched)
+    }
+}
+
+impl Drop for Launched {
+    /// They end with rank 0: waits for that, so that nothing is left behind.
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // One that is gone already is what is wanted.
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The arguments but `--launch N`.
+fn without_launch(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut skip_next = false;
+    args.filter(|arg| {
+        let is_value = std::mem::take(&mut skip_next);
+        skip_next = arg == "--launch";
+        !(is_value || skip_next || arg.to_string_lossy().starts_with("--launch="))
+    })
+    .collect()
+}
+
+/// A port that nobody listens on just now.
+fn free_port() -> Result<u16, Error> {
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    Ok(port.map_err(|source| Error::Launch { source })?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_other_processes_get_all_options_but_launch() {
+        let kept = |args: &[&str]| -> Vec<String> {
+            let args = without_launch(args.iter().map(OsString::from));
+            args.into_iter().map(|arg| arg.into_string().expect("text")).collect()
+        };
+        assert_eq!(kept(&["train", "--launch", "3", "--seed", "3"]), ["train", "--seed", "3"]);
+        assert_eq!(kept(&["train", "--launch=3", "--out", "--launchpad"]), ["train", "--out", "--launchpad"]);
+    }
+
+    #[test]
+    fn a_place_is_named_whole_and_exists() {
+        let args = |node, nodes| RankArgs {
+            node: Some(node),
+            nodes: Some(nodes),
+            coordinator: Some("a:1".into()),
+            launch: None,
+            rank_timeout: 5,
+        };
+        let found = seat(&args(1, 2)).expect("a place").expect("among others");
+        assert_eq!((found.rank, found.num_ranks, found.limit), (1, 2, Duration::from_secs(5)));
+        assert!(seat(&args(2, 2)).is_err_and(|error| error.to_string().contains("it is none")));
+        let alone = RankArgs { node: None, nodes: None, coordinator: None, launch: None, rank_timeout: 5 };
+        assert_eq!(seat(&alone).expect("no place"), None);
+        let launched = seat(&RankArgs { launch: Some(3), ..alone }).expect("a port").expect("among others");
+        assert_eq!((launched.rank, launched.num_ranks), (0, 3));
+    }
+}

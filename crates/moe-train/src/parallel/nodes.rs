@@ -1,0 +1,481 @@
+//! Ranks that are processes, on one machine or several, over the websockets of `burn-communication`.
+//!
+//! Rank 0 listens at the address of the coordinator; every other rank opens one connection to it and keeps it. A sum is a message from each
+//! rank to rank 0, which adds them in the order of the ranks and answers with the sum. For `N` ranks and `n` bytes, `2 n` pass over the
+//! connection of each, `2 (N - 1) n` through rank 0: right for a few machines.
+//!
+//! Nothing is authenticated or encrypted, and `burn-communication` listens on every interface of the machine: only in a network that is trusted.
+//!
+//! Why not the nodes of `burn-collective`: `docs/decisions/0006-ranks.md`.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor, TensorData};
+use burn_communication::websocket::{WsClient, WsClientChannel, WsServer, WsServerChannel};
+use burn_communication::{Address, CommunicationChannel, Message, ProtocolClient, ProtocolServer};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
+use tokio::time;
+
+use super::{Collective, RankError};
+
+/// The path of the connections.
+const ROUTE: &str = "ranks";
+/// Bytes of a message at most: what the server takes is limited to 16 MiB.
+const CHUNK: usize = 8 << 20;
+/// Between two attempts to reach a coordinator that is not there yet.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The place of a process among the ranks of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSeat {
+    /// Which of the ranks this is, from 0.
+    pub rank: usize,
+    /// How many there are.
+    pub num_ranks: usize,
+    /// Host and port of rank 0, `host:port`.
+    pub coordinator: String,
+    /// How long to wait for another rank before it counts as lost.
+    pub limit: Duration,
+}
+
+impl NodeSeat {
+    /// # Errors
+    ///
+    /// A rank that is none of these, and an address without a port.
+    pub fn check(&self) -> Result<(), RankError> {
+        let Self { rank, num_ranks, coordinator, .. } = self;
+        let fault = |reason| Err(RankError { rank: *rank, reason });
+        if rank >= num_ranks {
+            return fault(format!("of {num_ranks} ranks, counted from 0, it is none"));
+        }
+        port_of(coordinator).map_or_else(fault, |_| Ok(()))
+    }
+}
+
+/// What a rank is about to train; all must be alike.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Hello {
+    /// Settings and data, in text.
+    pub settings: String,
+    /// Steps done.
+    pub step: usize,
+    /// CRC-32 of the weights.
+    pub weights: u32,
+}
+
+/// The first message of a rank.
+#[derive(Serialize, Deserialize)]
+struct Greeting {
+    rank: usize,
+    num_ranks: usize,
+    hello: Hello,
+}
+
+/// The answer.
+#[derive(Serialize, Deserialize)]
+enum Answer {
+    Welcome,
+    Refused(String),
+}
+
+/// One rank's connections.
+pub struct Node<I: Backend> {
+    seat: NodeSeat,
+    /// Sums run one after the other.
+    ends: Mutex<Ends>,
+    runtime: Runtime,
+    backend: PhantomData<I>,
+}
+
+enum Ends {
+    /// Of rank 0: those of the other ranks, from 1.
+    Others(Vec<WsServerChannel>),
+    /// Of another rank: that to rank 0.
+    Coordinator(Box<WsClientChannel>),
+}
+
+impl<I: Backend> Node<I> {
+    /// Waits until all ranks have met, and makes sure that they train the same.
+    ///
+    /// # Errors
+    ///
+    /// A rank that does not come in time or trains something else, and what [`NodeSeat::check`] finds.
+    pub fn meet(seat: &NodeSeat, hello: &Hello) -> Result<Self, RankError> {
+        let failed = |reason: String| RankError { rank: seat.rank, reason };
+        seat.check()?;
+        // The server answers in a thread of its own.
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.map_err(|error| failed(format!("no runtime for its connections: {error}")))?;
+        let ends = match seat.rank {
+            0 => runtime.block_on(gather(seat, hello)).map(Ends::Others),
+            _ => runtime.block_on(join(seat, hello)).map(|end| Ends::Coordinator(Box::new(end))),
+        };
+        let ends = Mutex::new(ends.map_err(failed)?);
+        Ok(Self { seat: seat.clone(), ends, runtime, backend: PhantomData })
+    }
+}
+
+impl<I: Backend> Drop for Node<I> {
+    fn drop(&mut self) {
+        let ends = self.ends.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // Whoever is gone already needs no goodbye.
+        self.runtime.block_on(async {
+            match ends {
+                Ends::Others(others) => {
+                    for other in others {
+                        let _ = time::timeout(PAUSE, other.close()).await;
+                    }
+                }
+                Ends::Coordinator(coordinator) => {
+                    let _ = time::timeout(PAUSE, coordinator.close()).await;
+                }
+            }
+        });
+    }
+}
+
+impl<I: Backend> Collective<I> for Node<I> {
+    fn rank(&self) -> usize {
+        self.seat.rank
+    }
+
+    fn num_ranks(&self) -> usize {
+        self.seat.num_ranks
+    }
+
+    /// In f32, whatever the dtype of `values`.
+    fn sum(&self, values: Tensor<I, 1>) -> Result<Tensor<I, 1>, RankError> {
+        let (device, dtype, [len]) = (values.device(), values.dtype(), values.dims());
+        let own: Vec<f32> = values.cast(DType::F32).into_data().iter::<f32>().collect();
+        let mut ends = self.ends.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let limit = self.seat.limit;
+        let sum = self.runtime.block_on(async {
+            match &mut *ends {
+                Ends::Others(others) => sum_of_all(others, own, limit).await,
+                Ends::Coordinator(coordinator) => {
+                    let coordinator = coordinator.as_mut();
+                    let named = |error| format!("rank 0 {error}");
+                    send(coordinator, &own, limit).await.map_err(named)?;
+                    receive(coordinator, len, limit).await.map_err(named)
+                }
+            }
+        });
+        let sum = sum.map_err(|reason| RankError { rank: self.seat.rank, reason })?;
+        Ok(Tensor::<I, 1>::from_data(TensorData::new(sum, [len]), &device).cast(dtype))
+    }
+}
+
+/// Rank 0's part of a sum.
+async fn sum_of_all(others: &mut [WsServerChannel], own: Vec<f32>, limit: Duration) -> Result<Vec<f32>, String> {
+    let mut sum = own;
+    for (index, other) in others.iter_mut().enumerate() {
+        let values = receive(other, sum.len(), limit).await.map_err(|error| format!("rank {} {error}", index + 1))?;
+        sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+    }
+    for (index, other) in others.iter_mut().enumerate() {
+        send(other, &sum, limit).await.map_err(|error| format!("rank {} {error}", index + 1))?;
+    }
+    Ok(sum)
+}
+
+/// Rank 0 waits for all others.
+async fn gather(seat: &NodeSeat, hello: &Hello) -> Result<Vec<WsServerChannel>, String> {
+    let port = port_of(&seat.coordinator)?;
+    let (arrived, mut arrivals) = mpsc::unbounded_channel();
+    let server = WsServer::new(port).route(ROUTE, {
+        // A connection that comes when nobody waits any more is closed.
+        move |connection: WsServerChannel| async move { drop(arrived.send(connection)) }
+    });
+    let mut serving = tokio::spawn(server.serve(std::future::pending::<()>()));
+    let deadline = Instant::now() + seat.limit;
+    let mut others = BTreeMap::new();
+    while others.len() + 1 < seat.num_ranks {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let arrival = tokio::select! {
+            arrival = time::timeout(left, arrivals.recv()) => arrival,
+            ended = &mut serving => return Err(format!("it cannot listen on port {port}: {ended:?}")),
+        };
+        let mut connection = match arrival {
+            Ok(Some(connection)) => connection,
+            _ => {
+                let missing: Vec<_> = (1..seat.num_ranks).filter(|rank| !others.contains_key(rank)).collect();
+                return Err(format!("ranks {missing:?} did not come within {:?}", seat.limit));
+            }
+        };
+        let Ok(greeting) = told::<_, Greeting>(&mut connection, seat.limit).await else { continue };
+        match refusal(seat, hello, &greeting, others.contains_key(&greeting.rank)) {
+            None => drop(others.insert(greeting.rank, connection)),
+            Some(reason) => {
+                let _ = tell(&mut connection, &Answer::Refused(reason.clone()), seat.limit).await;
+                return Err(format!("rank {} {reason}", greeting.rank));
+            }
+        }
+    }
+    let mut others: Vec<_> = others.into_values().collect();
+    for other in &mut others {
+        tell(other, &Answer::Welcome, seat.limit).await?;
+    }
+    Ok(others)
+}
+
+/// Why a rank cannot train with rank 0.
+fn refusal(seat: &NodeSeat, hello: &Hello, greeting: &Greeting, taken: bool) -> Option<String> {
+    let (found, num_ranks) = (&greeting.hello, seat.num_ranks);
+    if greeting.num_ranks != num_ranks {
+        Some(format!("was started for {} ranks, rank 0 for {num_ranks}", greeting.num_ranks))
+    } else if !(1..num_ranks).contains(&greeting.rank) || taken {
+        Some(format!("is one of 1 to {}, each once: give every process a --node of its own", num_ranks - 1))
+    } else if found.settings != hello.settings {
+        Some("has other settings or other data than rank 0: start all with the same options".into())
+    } else if found.step != hello.step {
+        Some(format!(
+            "starts after step {}, rank 0 after step {}: all must see the same checkpoint",
+            found.step, hello.step
+        ))
+    } else if found.weights != hello.weights {
+        Some("starts from other weights than rank 0".into())
+    } else {
+        None
+    }
+}
+
+/// Another rank finds rank 0.
+async fn join(seat: &NodeSeat, hello: &Hello) -> Result<WsClientChannel, String> {
+    let address: Address = format!("ws://{}", seat.coordinator).parse()?;
+    let deadline = Instant::now() + seat.limit;
+    let mut connection = loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Ok(Some(connection)) = time::timeout(left, WsClient::connect(address.clone(), ROUTE)).await {
+            break connection;
+        }
+        if left.is_zero() {
+            return Err(format!("nobody answers at {} within {:?}", seat.coordinator, seat.limit));
+        }
+        time::sleep(PAUSE).await;
+    };
+    let greeting = Greeting { rank: seat.rank, num_ranks: seat.num_ranks, hello: hello.clone() };
+    tell(&mut connection, &greeting, seat.limit).await?;
+    match told(&mut connection, seat.limit).await.map_err(|error| format!("rank 0 {error}"))? {
+        Answer::Welcome => Ok(connection),
+        Answer::Refused(reason) => Err(format!("it {reason}")),
+    }
+}
+
+fn port_of(address: &str) -> Result<u16, String> {
+    let port = address.rsplit_once(':').and_then(|(host, port)| if host.is_empty() { None } else { port.parse().ok() });
+    port.ok_or_else(|| format!("`{address}` is no address: write host:port"))
+}
+
+async fn tell<C: CommunicationChannel>(to: &mut C, what: &impl Serialize, limit: Duration) -> Result<(), String> {
+    let text = serde_json::to_vec(what).expect("a greeting is text");
+    within(limit, to.send(Message::new(text.into()))).await
+}
+
+async fn told<C: CommunicationChannel, T: for<'a> Deserialize<'a>>(from: &mut C, limit: Duration) -> Result<T, String> {
+    let bytes = next(from, limit).await?;
+    serde_json::from_slice(&bytes).map_err(|error| format!("sent something else than was expected: {error}"))
+}
+
+async fn send<C: CommunicationChannel>(to: &mut C, values: &[f32], limit: Duration) -> Result<(), String> {
+    for part in values.chunks(CHUNK / 4) {
+        let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
+        within(limit, to.send(Message::new(bytes.into()))).await?;
+    }
+    Ok(())
+}
+
+async fn receive<C: CommunicationChannel>(from: &mut C, len: usize, limit: Duration) -> Result<Vec<f32>, String> {
+    let mut values = Vec::with_capacity(len);
+    while values.len() < len {
+        let bytes = next(from, limit).await?;
+        let (numbers, rest) = bytes.as_chunks::<4>();
+        let expected = (len - values.len()).min(CHUNK / 4);
+        if !rest.is_empty() || numbers.len() != expected {
+            return Err(format!("sent {} bytes instead of {}: it trains something else", bytes.len(), 4 * expected));
+        }
+        values.extend(numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+    }
+    Ok(values)
+}
+
+/// The next message.
+async fn next<C: CommunicationChannel>(from: &mut C, limit: Duration) -> Result<Vec<u8>, String> {
+    match time::timeout(limit, from.recv()).await {
+        Ok(Ok(Some(message))) => Ok(message.data.to_vec()),
+        Ok(Ok(None)) => Err("has ended".into()),
+        Ok(Err(error)) => Err(format!("is gone: {error:?}")),
+        Err(_) => Err(silent(limit)),
+    }
+}
+
+async fn within<E: std::fmt::Debug>(limit: Duration, sent: impl Future<Output = Result<(), E>>) -> Result<(), String> {
+    match time::timeout(limit, sent).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(format!("is gone: {error:?}")),
+        Err(_) => Err(silent(limit)),
+    }
+}
+
+fn silent(limit: Duration) -> String {
+    format!("has been silent for {} s (--rank-timeout)", limit.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use burn::backend::Flex;
+
+    use super::*;
+
+    fn free_port() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("bound").port()
+    }
+
+    fn seats(num_ranks: usize, limit: Duration) -> Vec<NodeSeat> {
+        let coordinator = format!("127.0.0.1:{}", free_port());
+        (0..num_ranks).map(|rank| NodeSeat { rank, num_ranks, coordinator: coordinator.clone(), limit }).collect()
+    }
+
+    fn hello() -> Hello {
+        Hello { settings: "the same".into(), step: 3, weights: 7 }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// What each rank makes of its connections.
+    fn meet<T: Send>(
+        seats: &[NodeSeat],
+        hello: impl Fn(usize) -> Hello + Sync,
+        then: impl Fn(Node<Flex>) -> T + Sync,
+    ) -> Vec<Result<T, RankError>> {
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> =
+                seats.iter().map(|seat| scope.spawn(|| Node::meet(seat, &hello(seat.rank)).map(&then))).collect();
+            ranks.into_iter().map(|rank| rank.join().expect("no panic")).collect()
+        })
+    }
+
+    #[test]
+    fn every_rank_has_the_sum_in_the_order_of_the_ranks() {
+        // Added in another order, these lose the one: 1e8 + 1 is 1e8 in f32.
+        let of = |rank: usize| [[1e8f32, -1e8, 1.0][rank], rank as f32];
+        let sums = meet(
+            &seats(3, LONG),
+            |_| hello(),
+            |node| {
+                let sum =
+                    || node.sum(Tensor::from_floats(of(node.rank()), &Default::default())).expect("all are there");
+                assert_eq!(sum().into_data(), sum().into_data());
+                sum().into_data().to_vec::<f32>().expect("f32")
+            },
+        );
+        sums.into_iter().for_each(|sum| assert_eq!(sum.expect("they met"), [1.0, 3.0]));
+    }
+
+    #[test]
+    fn more_than_a_message_holds_arrives_whole() {
+        let len = CHUNK / 4 + 5;
+        let sums = meet(
+            &seats(2, LONG),
+            |_| hello(),
+            |node| {
+                let values: Vec<f32> = (0..len).map(|at| (at % 1000) as f32).collect();
+                let values = Tensor::from_data(TensorData::new(values, [len]), &Default::default());
+                node.sum(values).expect("all are there").into_data().to_vec::<f32>().expect("f32")
+            },
+        );
+        for sum in sums {
+            let sum = sum.expect("they met");
+            assert!(sum.len() == len && sum.iter().enumerate().all(|(at, value)| *value == 2.0 * (at % 1000) as f32));
+        }
+    }
+
+    #[test]
+    fn ranks_that_do_not_train_the_same_part_before_the_first_step() {
+        let other = |change: fn(&mut Hello)| {
+            move |rank: usize| {
+                let mut hello = hello();
+                if rank == 1 {
+                    change(&mut hello);
+                }
+                hello
+            }
+        };
+        let changes: [(fn(&mut Hello), &str); 3] = [
+            (|hello| hello.settings.push('!'), "other settings or other data"),
+            (|hello| hello.step = 4, "starts after step 4, rank 0 after step 3"),
+            (|hello| hello.weights = 8, "other weights"),
+        ];
+        for (change, reason) in changes {
+            for error in meet(&seats(2, LONG), other(change), |_| ()) {
+                let error = error.expect_err("they differ").to_string();
+                assert!(error.contains(reason), "{error}");
+            }
+        }
+        let mut twice = seats(3, LONG);
+        twice[2].rank = 1;
+        let errors = meet(&twice, |_| hello(), |_| ());
+        assert!(errors[0].as_ref().is_err_and(|error| error.reason.contains("--node of its own")));
+    }
+
+    #[test]
+    fn a_rank_that_leaves_or_is_silent_is_named_in_time() {
+        let limit = Duration::from_millis(400);
+        let outcomes = meet(
+            &seats(2, limit),
+            |_| hello(),
+            |node| {
+                // The other one leaves without a sum.
+                (node.rank() == 0)
+                    .then(|| node.sum(Tensor::ones([2], &Default::default())).err().map(|error| error.reason))
+            },
+        );
+        let reason = outcomes.into_iter().next().and_then(|outcome| outcome.expect("they met")).flatten();
+        assert!(reason.as_ref().is_some_and(|reason| reason.starts_with("rank 1 ")), "{reason:?}");
+
+        let outcomes = meet(
+            &seats(2, limit),
+            |_| hello(),
+            |node| match node.rank() {
+                0 => node.sum(Tensor::ones([2], &Default::default())).err().map(|error| error.reason),
+                _ => {
+                    std::thread::sleep(3 * limit);
+                    None
+                }
+            },
+        );
+        let reason = outcomes.into_iter().next().and_then(|outcome| outcome.expect("they met"));
+        assert_eq!(reason.as_deref(), Some("rank 1 has been silent for 0.4 s (--rank-timeout)"));
+    }
+
+    #[test]
+    fn nobody_to_meet_is_an_error_after_the_limit() {
+        let limit = Duration::from_millis(300);
+        for seat in seats(2, limit) {
+            let error = Node::<Flex>::meet(&seat, &hello()).err().expect("alone").reason;
+            assert!(error.contains("did not come within") || error.contains("nobody answers at"), "{error}");
+        }
+        let fault = |seat: NodeSeat| Node::<Flex>::meet(&seat, &hello()).err().expect("no place").reason;
+        let seat = || seats(2, limit).remove(1);
+        assert!(fault(NodeSeat { coordinator: "nowhere".into(), ..seat() }).contains("write host:port"));
+        assert!(fault(NodeSeat { rank: 2, ..seat() }).contains("it is none"));
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_named() {
+        let listener = TcpListener::bind("0.0.0.0:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let seat = NodeSeat { rank: 0, num_ranks: 2, coordinator: format!("127.0.0.1:{port}"), limit: LONG };
+        let error = Node::<Flex>::meet(&seat, &hello()).err().expect("it is taken").reason;
+        assert!(error.contains(&format!("cannot listen on port {port}")), "{error}");
+    }
+}

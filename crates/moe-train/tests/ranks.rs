@@ -1,0 +1,179 @@
+//! Several ranks, threads or processes, train as one does; what happens when one is gone.
+
+mod common;
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::{Place, fail, metrics, output, succeed};
+use serde_json::Value;
+
+/// Relative, of what a few steps in f32 make of sums in another order.
+const RELATIVE: f64 = 1e-3;
+
+/// Default vectors, excitation and a balance loss that counts.
+const ALL: &[&str] =
+    &["moe.router=default", "optim.excitation=zero-sum", "moe.balance_coef=0.1", "train.grad_accumulation=2"];
+
+fn with(mut command: Command, args: &[&str]) -> Command {
+    command.args(args);
+    command
+}
+
+fn train(place: &Place, out: &str, steps: usize) -> Command {
+    let mut command = place.train(out, steps);
+    ALL.iter().for_each(|setting| drop(command.args(["--set", setting])));
+    command
+}
+
+/// Of every step of a run, what was measured.
+fn measured(place: &Place, run: &str) -> Vec<[f64; 4]> {
+    let number = |record: &Value, key: &str| record[key].as_f64().expect("a number");
+    let of = |record: &Value| ["loss", "balance_loss", "grad_norm", "tokens"].map(|key| number(record, key));
+    metrics(&place.path(run)).iter().map(of).collect()
+}
+
+fn assert_alike(found: &[[f64; 4]], expected: &[[f64; 4]]) {
+    assert_eq!(found.len(), expected.len());
+    for (step, (found, expected)) in found.iter().zip(expected).enumerate() {
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() <= RELATIVE * expected.abs(), "record {step}: {found} != {expected}");
+        }
+    }
+}
+
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    format!("127.0.0.1:{}", listener.local_addr().expect("bound").port())
+}
+
+/// One of two processes that train together, started but not waited for.
+fn node(command: Command, rank: usize, address: &str, timeout: &str) -> Child {
+    let place = ["--node", &rank.to_string(), "--nodes", "2", "--coordinator", address, "--rank-timeout", timeout];
+    let mut command = with(command, &place);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().expect("the program starts")
+}
+
+/// Waits until the run has a checkpoint.
+fn wait_for_checkpoint(place: &Place, run: &str) {
+    let directory = place.path(run).join("checkpoints/step-00000005");
+    let start = Instant::now();
+    while !directory.exists() {
+        assert!(start.elapsed() < Duration::from_secs(120), "no checkpoint");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// The one line that a process ends with.
+fn last_words(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{text}");
+    text
+}
+
+#[test]
+fn threads_and_processes_train_as_one_rank_does() {
+    let place = Place::new();
+    succeed(train(&place, "alone", 12));
+    succeed(with(train(&place, "threads", 12), &["--devices", "0,1"]));
+    let said = succeed(with(train(&place, "processes", 12), &["--launch", "2"]));
+    assert!(said.contains("2 processes") && said.contains("without authentication"), "{said}");
+    succeed(with(train(&place, "again", 12), &["--launch", "2"]));
+    succeed(with(train(&place, "four", 12), &["--launch", "4"]));
+    let alone = measured(&place, "alone");
+    assert_eq!(alone.len(), 12);
+    for run in ["threads", "processes", "four"] {
+        assert_alike(&measured(&place, run), &alone);
+    }
+    assert_eq!(measured(&place, "again"), measured(&place, "processes"));
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_ranks() {
+    let place = Place::new();
+    succeed(train(&place, "alone", 20));
+    // With as many steps planned, so that the learning rates are the same: stopped by a rank that is gone.
+    let address = free_address();
+    let first = node(train(&place, "run", 20), 0, &address, "60");
+    let mut second = node(train(&place, "unused", 20), 1, &address, "60");
+    wait_for_checkpoint(&place, "run");
+    second.kill().expect("it can be killed");
+    second.wait().expect("it ends");
+    let ended = first.wait_with_output().expect("it ends");
+    if !ended.status.success() {
+        let said = last_words(&ended);
+        assert!(said.contains("rank 0 cannot train with the others: rank 1 ") && said.contains("--resume"), "{said}");
+    }
+    succeed(with(place.resume("run"), &["--devices", "0,1,2,3"]));
+    assert_alike(&measured(&place, "run"), &measured(&place, "alone"));
+    assert!(!place.path("unused").exists(), "only rank 0 writes");
+}
+
+#[test]
+fn a_frozen_rank_ends_the_others_in_time() {
+    let place = Place::new();
+    let address = free_address();
+    let first = node(train(&place, "run", 100_000), 0, &address, "3");
+    let mut second = node(train(&place, "run", 100_000), 1, &address, "3");
+    wait_for_checkpoint(&place, "run");
+    let stopped = Command::new("kill").args(["-STOP", &second.id().to_string()]).status().expect("there is a kill");
+    assert!(stopped.success());
+    let start = Instant::now();
+    let said = last_words(&first.wait_with_output().expect("it ends"));
+    assert!(said.contains("rank 1 has been silent for 3 s"), "{said}");
+    assert!(start.elapsed() < Duration::from_secs(30));
+    second.kill().expect("it can be killed");
+    second.wait().expect("it ends");
+    let checkpoints = std::fs::read_dir(place.path("run/checkpoints")).expect("they are there").count();
+    assert!(checkpoints > 0);
+}
+
+#[test]
+fn a_killed_first_rank_ends_the_others() {
+    let place = Place::new();
+    let address = free_address();
+    let mut first = node(train(&place, "run", 100_000), 0, &address, "60");
+    let second = node(train(&place, "run", 100_000), 1, &address, "60");
+    wait_for_checkpoint(&place, "run");
+    first.kill().expect("it can be killed");
+    first.wait().expect("it ends");
+    let said = last_words(&second.wait_with_output().expect("it ends"));
+    assert!(said.contains("rank 1 cannot train with the others: rank 0 "), "{said}");
+}
+
+#[test]
+fn ranks_that_train_something_else_are_refused_before_the_first_step() {
+    let place = Place::new();
+    let address = free_address();
+    let first = node(train(&place, "run", 10), 0, &address, "60");
+    let second = node(with(train(&place, "run", 10), &["--seed", "9"]), 1, &address, "60");
+    for rank in [first, second] {
+        let said = last_words(&rank.wait_with_output().expect("it ends"));
+        assert!(said.contains("other settings or other data"), "{said}");
+    }
+    let logged = std::fs::read_to_string(place.path("run/metrics.jsonl")).unwrap_or_default();
+    assert_eq!(logged, "");
+}
+
+#[test]
+fn what_ranks_cannot_share_is_one_line_and_leaves_no_directory() {
+    let place = Place::new();
+    let cases: [(&[&str], &str); 5] = [
+        (&["--devices", "0,1,2"], "train.batch_size 4 cannot be split over 3 ranks"),
+        (&["--devices", "0,1", "--set", "moe.router=expert-choice"], "expert choice cannot run on several ranks"),
+        (&["--launch", "2", "--set", "moe.capacity_factor=1.0"], "moe.capacity_factor cannot be used on several ranks"),
+        (&["--node", "2", "--nodes", "2", "--coordinator", "localhost:9"], "of 2 ranks, counted from 0, it is none"),
+        (&["--node", "1", "--nodes", "2", "--coordinator", "nowhere"], "write host:port"),
+    ];
+    for (args, reason) in cases {
+        let said = fail(with(place.train("run", 3), args));
+        assert!(said.contains(reason), "{args:?}: {said}");
+        assert!(!place.path("run").exists(), "{args:?}");
+    }
+    let usage = output(with(place.train("run", 3), &["--nodes", "2"]));
+    assert_eq!(usage.status.code(), Some(2));
+}
