@@ -54,6 +54,12 @@ pub(super) fn announce(seat: &NodeSeat) -> Result<(), Error> {
     )
 }
 
+/// Keeps what `burn-communication` would log off stdout, where it puts it as soon as it serves.
+pub(super) fn keep_quiet() {
+    // Where somebody listens already, that one decides.
+    let _ = tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new());
+}
+
 /// The processes that `--launch` starts beside this one.
 pub(super) struct Launched(Vec<Child>);
 

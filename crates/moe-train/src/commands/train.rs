@@ -153,6 +153,7 @@ impl Job {
             return Ok(train_on::<Training>(config, &text.data, run, progress.as_mut(), devices)?);
         };
         nodes::announce(seat)?;
+        nodes::keep_quiet();
         let _launched = Launched::start(&args.ranks, seat)?;
         let mut progress = progress::for_terminal(Subject::Text);
         Ok(train_with_nodes::<Training>(config, &text.data, run, progress.as_mut(), &devices[0], seat)?)

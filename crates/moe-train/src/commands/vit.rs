@@ -144,6 +144,7 @@ impl Job {
             return Ok(train_vit_on::<Training>(config, data, run, progress.as_mut(), devices)?);
         };
         nodes::announce(seat)?;
+        nodes::keep_quiet();
         let _launched = Launched::start(&args.ranks, seat)?;
         let mut progress = progress::for_terminal(config.subject());
         Ok(train_vit_with_nodes::<Training>(config, data, run, progress.as_mut(), &devices[0], seat)?)
