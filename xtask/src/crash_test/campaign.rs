@@ -41,7 +41,7 @@ impl Campaign {
         let mut cases = Vec::new();
         for scenario in scenarios {
             let case = self.undisturbed(scenario)?;
-            tally.note_undisturbed(&case.scenario, &case.pace, case.expected.size());
+            tally.note_undisturbed(&case.scenario, &case.pace, &case.expected.size());
             cases.push(case);
         }
         for number in 1.. {

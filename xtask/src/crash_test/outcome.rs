@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::burn_record::{self, Values};
 use crate::Result;
@@ -63,9 +63,17 @@ impl Outcome {
         records_difference(there, records).or_else(missing)
     }
 
-    /// Lines of the metrics and checkpoints that were compared.
-    pub(super) fn size(&self) -> (usize, usize) {
-        (self.records.len(), self.checkpoints.len())
+    /// How much is compared.
+    pub(super) fn size(&self) -> Value {
+        let values: usize = self.checkpoints.values().map(Values::len).sum();
+        let bytes: usize = self.checkpoints.values().flat_map(Values::values).map(Vec::len).sum();
+        json!({
+            "records": self.records.len(),
+            "files": self.files.len(),
+            "checkpoints": self.checkpoints.len() / 3,
+            "values_in_checkpoints": values,
+            "bytes_of_values": bytes,
+        })
     }
 }
 

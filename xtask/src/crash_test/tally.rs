@@ -42,12 +42,11 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn note_undisturbed(&mut self, scenario: &Scenario, pace: &Pace, compared: (usize, usize)) {
+    pub(super) fn note_undisturbed(&mut self, scenario: &Scenario, pace: &Pace, compared: &Value) {
         self.undisturbed.push(json!({
             "name": scenario.name,
             "call": scenario.line(),
-            "records": compared.0,
-            "checkpoint_files": compared.1,
+            "compared": compared,
             "pace": pace.line(),
         }));
     }
