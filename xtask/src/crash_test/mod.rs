@@ -3,8 +3,8 @@
 //! A small run is trained undisturbed. Then others like it are started, killed, resumed and killed again until they
 //! have finished: at random moments of start-up and training, while a checkpoint is being written or removed, just after
 //! one, and at the end. Nothing may be lost at any kill, and in the end everything must be as in the undisturbed run:
-//! each record of the metrics, the values of every checkpoint that is kept, the files in the directory. Numbers are compared bit for
-//! bit, so the backend must be deterministic; flex is.
+//! each record of the metrics, the values of every checkpoint that is kept, the files in the directory. Numbers are
+//! compared bit for bit, so the backend must be deterministic; flex is.
 //!
 //! A moment is an event that is waited for and a random time, both drawn from the seed. The same seed draws the same
 //! moments, and hits the program in other places: when an event is seen is up to the machine.

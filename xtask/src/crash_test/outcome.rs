@@ -164,10 +164,12 @@ mod tests {
         outcome().difference(&changed)
     }
 
+    type Change = fn(&mut Outcome);
+
     #[test]
     fn a_change_of_anything_is_found_and_named() {
         assert_eq!(difference(|_| ()), None);
-        let cases: [(fn(&mut Outcome), &str); 7] = [
+        let cases: [(Change, &str); 7] = [
             (|run| run.records[1] = "3".into(), "line 2 of the metrics is 3 instead of 2"),
             (|run| drop(run.records.pop()), "1 lines of metrics instead of 2"),
             (|run| drop(run.files.remove(Path::new("report.html"))), "\"report.html\" is missing"),
