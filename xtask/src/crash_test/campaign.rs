@@ -64,7 +64,7 @@ impl Campaign {
         let run = self.dir.join(&name);
         let (status, pace) = moment::measure(&mut self.start(&scenario, &name)?, &run)?;
         if !status.success() {
-            return Err(format!("{}: {}", run.display(), self.said(&name, "stderr")?.trim()));
+            return Err(format!("{}: {}", run.display(), self.complaint(&name)?));
         }
         eprintln!("{name}: {}", pace.line());
         Ok(Case { expected: Outcome::read(&run, &self.said(&name, "stdout")?)?, scenario, pace })
@@ -85,7 +85,7 @@ impl Campaign {
                 Ended::Killed => tally.kills.push(after_kill(case, name, &run, &before)?),
                 Ended::ByItself(status) if status.success() => break,
                 Ended::ByItself(status) => {
-                    return Err(format!("does not go on ({status}): {}", self.said(name, "stderr")?.trim()));
+                    return Err(format!("does not go on ({status}): {}", self.complaint(name)?));
                 }
             }
         }
@@ -111,6 +111,11 @@ impl Campaign {
     fn said(&self, name: &str, stream: &str) -> Result<String> {
         let path = self.stream(name, stream);
         Ok(String::from_utf8_lossy(&at(&path, fs::read(&path))?).into_owned())
+    }
+
+    /// Why it ended.
+    fn complaint(&self, name: &str) -> Result<String> {
+        Ok(self.said(name, "stderr")?.trim().trim_start_matches("error: ").into())
     }
 
     fn stream(&self, name: &str, stream: &str) -> PathBuf {
