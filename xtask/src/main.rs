@@ -7,6 +7,7 @@ mod backend;
 mod bundle;
 mod cargo;
 mod checks;
+mod crash_test;
 mod files;
 mod help;
 mod layers;
@@ -52,6 +53,8 @@ enum Task {
     /// Carries out a study: a grid of training runs that resumes, its raw results and a report
     #[command(subcommand)]
     Reproduce(Study),
+    /// Kills training runs at random moments until they have finished: nothing may be lost
+    CrashTest(crash_test::CrashTestArgs),
     /// Runs the cross-backend suite (package `moe-tests`) on one backend
     Test {
         /// The backend to test, the only one that is compiled in
@@ -121,6 +124,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Bench(_) => program::run(Program::Bench, arguments()),
         Task::Reproduce(Study::DefaultMoe(args)) => reproduce::run(&args),
         Task::Reproduce(Study::Excitation(_)) => program::run(Program::Reproduce, arguments()),
+        Task::CrashTest(args) => crash_test::run(&args),
         Task::Test { backend, args } => suite::run(backend, &args),
         Task::Check { checks } => checks::run(&checks),
         Task::HelpTexts { write } => help::compare(write),

@@ -24,7 +24,9 @@ fn with(mut command: Command, args: &[&str]) -> Command {
 
 fn train(place: &Place, out: &str, steps: usize) -> Command {
     let mut command = place.train(out, steps);
-    ALL.iter().for_each(|setting| drop(command.args(["--set", setting])));
+    for setting in ALL {
+        command.args(["--set", setting]);
+    }
     command
 }
 

@@ -15,6 +15,7 @@ use crate::{
     data::{BYTES, Vocab},
     error::Error,
     overrides::Overrides,
+    run::{RunError, write_atomic},
 };
 
 /// Name of the special tokens of a run that started from a checkpoint.
@@ -49,11 +50,14 @@ pub(super) fn settings(base: &TrainConfig, overrides: &Overrides, dir: &Path) ->
     Ok(config)
 }
 
-/// Copies the special tokens of the checkpoint in `start` into the run, for [`token_ids`] of its export.
+/// Copies the special tokens of the checkpoint in `start` into the run, for [`token_ids`] of its export, unless they are there.
 pub(super) fn keep_token_ids(start: &Path, run: &Path) -> Result<(), Error> {
     let path = run.join(TOKEN_IDS_FILE);
+    if path.is_file() {
+        return Ok(());
+    }
     let text = serde_json::to_vec_pretty(&read_config(start)?.token_ids).expect("plain data");
-    fs::write(&path, text).map_err(Error::io(format!("cannot write `{}`", path.display())))
+    Ok(write_atomic(&path, &text).map_err(RunError::from)?)
 }
 
 /// The special tokens of a run that started from a checkpoint; none of another.

@@ -26,7 +26,7 @@ use crate::{
     parallel::NodeSeat,
     progress,
     report::write_report,
-    run::{Context, Run, RunConfig, Settings, Subject, Which, read_config, read_context},
+    run::{Context, Run, RunConfig, RunError, Settings, Subject, Which, read_config, read_context, write_atomic},
     trainer::{self, Summary, train_on, train_with_nodes},
 };
 
@@ -105,10 +105,7 @@ impl Job {
         let dir = args.out.clone().unwrap_or_else(|| free_directory(&args.preset, config.train.seed));
         let run = Run::create(&dir, &config)?;
         run.write_context(&text.context)?;
-        keep_tokenizer(&config, run.dir())?;
-        if let Some(start) = &config.train.init_from {
-            hugging_face::keep_token_ids(start, run.dir())?;
-        }
+        keep_companions(&config, run.dir())?;
         let job = Self { config, devices, text, run };
         job.announce(args.device_choices())?;
         Ok(job)
@@ -126,6 +123,7 @@ impl Job {
             Some(context) => check_same(&context, &text.context)?,
             None => run.write_context(&text.context)?,
         }
+        keep_companions(&config, dir)?;
         if longer {
             run.update_config(&config)?;
         }
@@ -310,12 +308,23 @@ pub(super) fn free_directory(preset: &str, seed: u64) -> PathBuf {
     (1..).map(directory).find(|dir| !dir.exists()).expect("there are fewer than 2^32 directories")
 }
 
-/// Copies the tokenizer into the run, which then needs no other file to generate text.
-fn keep_tokenizer(config: &TrainConfig, dir: &Path) -> Result<(), Error> {
-    let Some(tokenizer) = &config.data.tokenizer else { return Ok(()) };
-    let copy = dir.join(TOKENIZER_FILE);
-    let context = format!("cannot copy the tokenizer to `{}`", copy.display());
-    fs::copy(tokenizer, &copy).map(|_: u64| ()).map_err(Error::io(context))
+/// Copies into the run what it needs of other files to generate text and to be exported; what is there stays.
+fn keep_companions(config: &TrainConfig, dir: &Path) -> Result<(), Error> {
+    if let Some(tokenizer) = &config.data.tokenizer {
+        keep_tokenizer(tokenizer, &dir.join(TOKENIZER_FILE))?;
+    }
+    match &config.train.init_from {
+        Some(start) => hugging_face::keep_token_ids(start, dir),
+        None => Ok(()),
+    }
+}
+
+fn keep_tokenizer(tokenizer: &Path, copy: &Path) -> Result<(), Error> {
+    if copy.is_file() {
+        return Ok(());
+    }
+    let text = fs::read(tokenizer).map_err(Error::io(format!("cannot read `{}`", tokenizer.display())))?;
+    Ok(write_atomic(copy, &text).map_err(RunError::from)?)
 }
 
 /// Gives a resumed run more steps; returns whether it has more than before.

@@ -4,28 +4,27 @@
 //! with a checkpoint's name is whole whenever the program or the machine stopped. Length and
 //! CRC-32 of every file are checked on loading all the same: disks and people change files too.
 //! Hidden directories are what a killed program left; [`Checkpoints::recover`] settles them.
+//!
+//! Which checkpoint is the best follows from the states, so there is no note of it that a kill could leave behind.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use burn::{
-    module::{AutodiffModule, Module},
-    optim::Optimizer,
-    tensor::backend::{AutodiffBackend, Backend},
-};
-use serde::{Deserialize, Serialize};
-
 use super::{
     files::{self, FileError},
     manifest::{Fault, Manifest, STATE_FILE, TrainState},
     record::{self, RecordError},
 };
+use burn::{
+    module::{AutodiffModule, Module},
+    optim::Optimizer,
+    tensor::backend::{AutodiffBackend, Backend},
+};
 
 const MODEL_FILE: &str = "model.mpk";
 const OPTIM_FILE: &str = "optim.mpk";
-const BEST_FILE: &str = "best";
 
 /// Which checkpoint of a run to load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +46,18 @@ pub enum CheckpointError {
     Missing {
         /// The directory of the checkpoints.
         dir: PathBuf,
+    },
+    /// There was a checkpoint, and none is left.
+    #[error(
+        "{} holds no checkpoint, and the run was past step {step}: put the checkpoints back, or start again with \
+         another --out",
+        dir.display()
+    )]
+    Gone {
+        /// The directory of the checkpoints.
+        dir: PathBuf,
+        /// A step that had one.
+        step: usize,
     },
     /// A checkpoint that is not what was written.
     #[error("checkpoint {} is damaged: {reason}; {advice}", path.display())]
@@ -76,13 +87,6 @@ pub enum CheckpointError {
     },
 }
 
-/// `best`: which checkpoint has the lowest validation loss.
-#[derive(Serialize, Deserialize)]
-struct Best {
-    step: usize,
-    valid_loss: f64,
-}
-
 /// The checkpoints of one run.
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
@@ -102,9 +106,22 @@ impl Checkpoints {
         Ok(steps)
     }
 
-    /// The step with the lowest validation loss, if its checkpoint exists.
+    /// The step of the checkpoint with the lowest loss in its last validation, the earliest of equal ones; `None` if none
+    /// was validated.
+    ///
+    /// # Errors
+    ///
+    /// A checkpoint whose state cannot be read: it may be the best.
     pub fn best_step(&self) -> Result<Option<usize>, CheckpointError> {
-        Ok(self.best()?.map(|best| best.step))
+        let mut losses = Vec::new();
+        for step in self.steps()? {
+            match self.valid_loss(step) {
+                // The program that trains here has just removed it.
+                Err(_) if !self.path(step).exists() => {}
+                loss => losses.extend(loss?.map(|loss| (step, loss))),
+            }
+        }
+        Ok(lowest(losses))
     }
 
     /// Loads a model for evaluation. `model` gives the architecture; its values are replaced.
@@ -123,6 +140,11 @@ impl Checkpoints {
         let manifest = self.manifest(step)?;
         let model = self.load_into(step, &manifest, model, device)?;
         Ok((model, manifest.state))
+    }
+
+    /// The error for a run whose checkpoints, one of which was of step `step`, are not there any more.
+    pub(super) fn gone(&self, step: usize) -> CheckpointError {
+        CheckpointError::Gone { dir: self.dir.clone(), step }
     }
 
     /// Loads the newest checkpoint; `None` if there is none. A damaged one is an error, never
@@ -147,8 +169,8 @@ impl Checkpoints {
         Ok(Some((model, optim.load_record(record), manifest.state)))
     }
 
-    /// Writes a checkpoint, notes whether it is the best, and removes all but the `keep_last`
-    /// newest and the best. An error leaves every earlier checkpoint as it was.
+    /// Writes a checkpoint and removes all but the `keep_last` newest and the best. An error leaves
+    /// every earlier checkpoint as it was.
     pub(crate) fn save<B, M, O>(
         &self,
         model: &M,
@@ -169,8 +191,7 @@ impl Checkpoints {
             let bytes = record::encode::<B, _>(optim.to_record()).map_err(encode_error)?;
             Ok(manifest.add(dir, OPTIM_FILE, &bytes)?)
         })?;
-        self.note_best(state)?;
-        self.prune(keep_last)
+        Ok(self.prune(keep_last)?)
     }
 
     /// Settles what a killed program left behind: checkpoints that were being written or removed
@@ -220,21 +241,14 @@ impl Checkpoints {
         files::remove_dir(&replaced)
     }
 
-    fn note_best(&self, state: &TrainState) -> Result<(), CheckpointError> {
-        let Some((valid_loss, _)) = state.last_valid else { return Ok(()) };
-        let lower = self.best()?.is_none_or(|best| valid_loss < best.valid_loss);
-        if lower && valid_loss.is_finite() {
-            let best = Best { step: state.step, valid_loss };
-            let text = serde_json::to_vec(&best).expect("a plain struct");
-            files::write_atomic(&self.dir.join(BEST_FILE), &text)?;
-        }
-        Ok(())
-    }
-
-    fn prune(&self, keep_last: usize) -> Result<(), CheckpointError> {
-        let (steps, best) = (self.steps()?, self.best_step()?);
-        let old = &steps[..steps.len().saturating_sub(keep_last.max(1))];
-        for &step in old.iter().filter(|&&step| Some(step) != best) {
+    /// Removes all but the `keep_last` newest checkpoints and the best. One with a damaged state stays: what it is cannot
+    /// be told.
+    pub(crate) fn prune(&self, keep_last: usize) -> Result<(), FileError> {
+        let steps = self.steps()?;
+        let losses: Vec<_> = steps.iter().filter_map(|&step| Some((step, self.valid_loss(step).ok()?))).collect();
+        let best = lowest(losses.iter().filter_map(|&(step, loss)| Some((step, loss?))));
+        let newest = &steps[steps.len().saturating_sub(keep_last.max(1))..];
+        for (step, _) in losses.into_iter().filter(|(step, _)| !newest.contains(step) && Some(*step) != best) {
             // Renamed first, so that a kill never leaves half a checkpoint under its name.
             let path = self.path(step);
             let removed = files::hidden_sibling(&path, "removed");
@@ -245,18 +259,9 @@ impl Checkpoints {
         Ok(())
     }
 
-    fn best(&self) -> Result<Option<Best>, CheckpointError> {
-        let path = self.dir.join(BEST_FILE);
-        let bytes = match files::read(&path) {
-            Err(error) if error.is_not_found() => return Ok(None),
-            result => result?,
-        };
-        let best: Best = serde_json::from_slice(&bytes).map_err(|error| CheckpointError::Damaged {
-            path,
-            reason: error.to_string(),
-            advice: "delete this file; the next validation writes it again".into(),
-        })?;
-        Ok(Some(best).filter(|best| self.path(best.step).exists()))
+    /// The loss of the last validation before this checkpoint.
+    fn valid_loss(&self, step: usize) -> Result<Option<f64>, CheckpointError> {
+        Ok(self.manifest(step)?.state.last_valid.map(|(loss, _)| loss))
     }
 
     fn load_into<B: Backend, M: Module<B>>(
@@ -291,15 +296,15 @@ impl Checkpoints {
         }
     }
 
-    /// Names the newest whole checkpoint before `step`.
+    /// Names the newest whole checkpoint beside `step`.
     fn advice(&self, step: usize) -> String {
         let steps = self.steps().unwrap_or_default();
-        let older = steps.iter().rev().filter(|&&older| older < step);
-        match older.map(|&older| self.path(older)).find(|path| Manifest::is_whole(path)) {
-            Some(older) => {
-                format!("{} is intact: move the damaged directory away to go on from there", older.display())
+        let others = steps.iter().rev().filter(|&&other| other != step);
+        match others.map(|&other| self.path(other)).find(|path| Manifest::is_whole(path)) {
+            Some(other) => {
+                format!("{} is intact: move the damaged directory away to go on from there", other.display())
             }
-            None => "no earlier checkpoint is intact: start again with another --out".into(),
+            None => "no other checkpoint is intact: start again with another --out".into(),
         }
     }
 
@@ -321,6 +326,12 @@ impl Checkpoints {
             .collect::<Result<_, _>>()
             .map_err(FileError::at("read", &self.dir))
     }
+}
+
+/// The step with the lowest loss, the first of equal ones.
+fn lowest(losses: impl IntoIterator<Item = (usize, f64)>) -> Option<usize> {
+    let lower = |a: (usize, f64), b: (usize, f64)| if b.1 < a.1 { b } else { a };
+    losses.into_iter().reduce(lower).map(|(step, _)| step)
 }
 
 /// `step-00000100` -> 100

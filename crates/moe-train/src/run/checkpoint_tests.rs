@@ -9,6 +9,8 @@ use burn::{
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::TrainConfig;
+use crate::run::{Run, test_record};
 
 type Ad = Autodiff<Flex>;
 type Model = Linear<Ad>;
@@ -173,7 +175,7 @@ fn advice_passes_over_older_damaged_checkpoints() {
     fs::remove_file(checkpoints.path(10).join(STATE_FILE)).unwrap();
     let text = load(&checkpoints).unwrap_err().to_string();
     assert!(text.contains("optim.mpk is missing"), "{text}");
-    assert!(text.contains("no earlier checkpoint is intact"), "{text}");
+    assert!(text.contains("no other checkpoint is intact"), "{text}");
 }
 
 #[test]
@@ -238,9 +240,64 @@ fn the_best_model_is_loaded_when_asked_for() {
 }
 
 #[test]
-fn a_broken_note_of_the_best_is_named() {
-    let (_dir, checkpoints) = saved(&[(10, Some(1.0))]);
-    fs::write(checkpoints.dir.join(BEST_FILE), "").unwrap();
+fn the_best_is_known_after_a_kill_right_behind_its_checkpoint() {
+    let (_dir, checkpoints) = saved(&[(10, Some(3.0))]);
+    let content = |dir: &Path, manifest: &mut Manifest| Ok(manifest.add(dir, MODEL_FILE, b"")?);
+    checkpoints.write(&state(20, Some(1.0)), content).unwrap();
+    // The next checkpoint has no validation of its own.
+    let (model, optim) = trained();
+    checkpoints.save(&model, &optim, &state(30, Some(1.0)), 1).unwrap();
+    assert_eq!(checkpoints.best_step().unwrap(), Some(20));
+    assert_eq!(checkpoints.steps().unwrap(), [20, 30]);
+}
+
+#[test]
+fn old_checkpoints_that_a_kill_kept_go_once_the_newest_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = TrainConfig::preset("tiny").unwrap();
+    config.train.keep_last = 1;
+    let mut run = Run::create(dir.path(), &config).unwrap();
+    let (model, optim) = trained();
+    run.save_checkpoint(&model, &optim, &state(10, None)).unwrap();
+    run.checkpoints().save(&model, &optim, &state(20, None), usize::MAX).unwrap();
+    drop(run);
+
+    let (run, _) = Run::open(dir.path()).unwrap();
+    let newest = run.checkpoints().path(20).join(MODEL_FILE);
+    let whole = fs::read(&newest).unwrap();
+    let load = || run.load_latest(self::model(4), Optim::from(AdamWConfig::new().init()), &Default::default());
+    fs::write(&newest, &whole[1..]).unwrap();
+    assert!(load().is_err());
+    assert_eq!(run.checkpoints().steps().unwrap(), [10, 20], "nothing goes while the newest is damaged");
+    fs::write(&newest, &whole).unwrap();
+    load().unwrap();
+    assert_eq!(run.checkpoints().steps().unwrap(), [20]);
+}
+
+#[test]
+fn a_damaged_state_is_no_reason_to_take_another_for_the_best_or_to_remove_anything() {
+    let (_dir, checkpoints) = saved(&[(10, Some(1.0)), (20, Some(2.0))]);
+    fs::write(checkpoints.path(10).join(STATE_FILE), "").unwrap();
     let text = checkpoints.best_step().unwrap_err().to_string();
-    assert!(text.contains("best is damaged") && text.contains("delete this file"), "{text}");
+    assert!(text.contains("step-00000010 is damaged") && text.contains("step-00000020 is intact"), "{text}");
+    let (model, optim) = trained();
+    checkpoints.save(&model, &optim, &state(30, Some(3.0)), 1).unwrap();
+    assert_eq!(checkpoints.steps().unwrap(), [10, 20, 30]);
+}
+
+#[test]
+fn a_run_whose_checkpoints_are_gone_does_not_start_again_over_its_metrics() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = TrainConfig::preset("tiny").unwrap();
+    config.train.checkpoint_every = 10;
+    let load = |run: &Run| run.load_latest(model(4), Optim::from(AdamWConfig::new().init()), &Default::default());
+    let mut run = Run::create(dir.path(), &config).unwrap();
+    run.log(&test_record(10)).unwrap();
+    assert!(load(&run).unwrap().is_none(), "killed before its first checkpoint");
+    run.log(&test_record(11)).unwrap();
+    drop(run);
+    let (run, _) = Run::open(dir.path()).unwrap();
+    let text = load(&run).err().unwrap().to_string();
+    assert!(text.contains("holds no checkpoint, and the run was past step 10: put the checkpoints back"), "{text}");
+    assert_eq!(crate::run::read_records(dir.path()).unwrap().len(), 2);
 }

@@ -80,6 +80,13 @@ impl RunConfig {
         }
     }
 
+    pub(super) fn checkpoint_every(&self) -> usize {
+        match self {
+            Self::Lm(config) => config.train.checkpoint_every,
+            Self::Vit(config) => config.train.checkpoint_every,
+        }
+    }
+
     /// Reads what was written, or what was written before there were several kinds.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         let mut tree: serde_json::Value = serde_json::from_slice(bytes)?;

@@ -42,6 +42,15 @@ impl FileError {
         }
     }
 
+    /// The same failure under the name of the file that it was about.
+    fn of(self, path: &Path) -> Self {
+        let path = path.to_path_buf();
+        match self {
+            Self::NoSpace { .. } => Self::NoSpace { path },
+            Self::Io { source, .. } => Self::Io { action: "write", path, source },
+        }
+    }
+
     /// Whether the file does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == ErrorKind::NotFound)
@@ -56,6 +65,14 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, FileError> {
 /// Creates a directory and its parents.
 pub(crate) fn create_dirs(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(FileError::at("create the directory", path))
+}
+
+/// [`create_dirs`], and makes the names of what it created durable.
+pub(crate) fn create_dirs_synced(path: &Path) -> Result<(), FileError> {
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let missing: Vec<_> = path.ancestors().take_while(is_missing).collect();
+    create_dirs(path)?;
+    missing.iter().try_for_each(|dir| sync_dir(parent(dir)))
 }
 
 /// Removes a directory with everything in it; one that does not exist is fine.
@@ -82,7 +99,8 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let temporary = hidden_sibling(path, "tmp");
     write_synced(&temporary, bytes)
         .and_then(|()| rename(&temporary, path))
-        .inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+        .inspect_err(|_| drop(fs::remove_file(&temporary)))
+        .map_err(|error| error.of(path))?;
     sync_dir(parent(path))
 }
 
@@ -129,7 +147,8 @@ mod tests {
         write_atomic(&path, b"old").unwrap();
         // A directory in the place of the temporary file makes the write fail for every user.
         fs::create_dir(hidden_sibling(&path, "tmp")).unwrap();
-        write_atomic(&path, b"new").unwrap_err();
+        let error = write_atomic(&path, b"new").unwrap_err();
+        assert!(error.to_string().starts_with(&format!("cannot write {}: ", path.display())), "{error}");
         assert_eq!(read(&path).unwrap(), b"old");
     }
 
@@ -145,6 +164,15 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("no space left while writing metrics.jsonl"), "{text}");
         assert!(text.contains("earlier checkpoints are intact"), "{text}");
+    }
+
+    #[test]
+    fn directories_are_created_with_their_parents_and_may_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/c");
+        create_dirs_synced(&path).unwrap();
+        create_dirs_synced(&path).unwrap();
+        assert!(path.is_dir());
     }
 
     #[test]

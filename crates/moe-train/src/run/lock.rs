@@ -37,7 +37,7 @@ impl RunLock {
             .create(true)
             .truncate(false)
             .open(&path)
-            .map_err(FileError::at("create", &path))
+            .map_err(FileError::at("open", &path))
             .map_err(LockError::File)?;
         match file.try_lock() {
             Ok(()) => {}

@@ -222,16 +222,23 @@ pub(crate) struct MetricsLog {
     path: PathBuf,
     file: File,
     len: u64,
+    last_step: Option<usize>,
 }
 
 impl MetricsLog {
     /// Opens or creates the file and removes a last line that was cut short.
     pub(crate) fn open(path: PathBuf) -> Result<Self, MetricsError> {
-        let (_, len) = scan(&path)?;
+        let (records, len) = scan(&path)?;
+        let last_step = records.last().map(|(_, record)| record.step);
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(FileError::at("open", &path))?;
-        let mut log = Self { path, file, len };
+        let mut log = Self { path, file, len, last_step };
         log.cut(len)?;
         Ok(log)
+    }
+
+    /// The step of the last record.
+    pub(crate) fn last_step(&self) -> Option<usize> {
+        self.last_step
     }
 
     /// Appends one record with a single write.
@@ -244,14 +251,16 @@ impl MetricsLog {
             return Err(FileError::at("write", &self.path)(error).into());
         }
         self.len += line.len() as u64;
+        self.last_step = Some(record.step);
         Ok(())
     }
 
     /// Removes every record of a step later than `step`.
     pub(crate) fn truncate_after(&mut self, step: usize) -> Result<(), MetricsError> {
         let (records, end) = scan(&self.path)?;
-        let first_later = records.iter().find(|(_, record)| record.step > step);
-        self.cut(first_later.map_or(end, |(offset, _)| *offset))?;
+        let kept = records.iter().position(|(_, record)| record.step > step).unwrap_or(records.len());
+        self.last_step = records[..kept].last().map(|(_, record)| record.step);
+        self.cut(records.get(kept).map_or(end, |(offset, _)| *offset))?;
         Ok(())
     }
 
@@ -425,6 +434,7 @@ pub(crate) mod tests {
         }
         for (after, left) in [(40, vec![10, 20, 30, 40]), (35, vec![10, 20, 30]), (10, vec![10])] {
             log.truncate_after(after).unwrap();
+            assert_eq!(log.last_step(), left.last().copied());
             assert_eq!(steps(dir.path()), left);
         }
         log.append(&record(20)).unwrap();

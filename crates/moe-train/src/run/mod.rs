@@ -4,7 +4,7 @@
 //! config.json     everything needed to repeat the run, and the kind of its model
 //! context.json    what the data is, and reference figures for what is held out
 //! metrics.jsonl   one object for every logged step
-//! checkpoints/    step-00000100/{model.mpk, optim.mpk, state.json} .. and `best`, which names one
+//! checkpoints/    step-00000100/{model.mpk, optim.mpk, state.json} ..
 //! classes.json    of a vision model: which classes its experts serve, measured at the end
 //! report.html     written at the end
 //! .lock           held by the program that trains here
@@ -152,6 +152,7 @@ pub enum RunError {
 pub struct Run {
     dir: PathBuf,
     keep_last: usize,
+    checkpoint_every: usize,
     checkpoints: Checkpoints,
     metrics: MetricsLog,
     _lock: RunLock,
@@ -166,7 +167,7 @@ impl Run {
     pub fn create(dir: &Path, config: impl Into<RunConfig>) -> Result<Self, RunError> {
         let config = config.into();
         refuse_used(dir)?;
-        files::create_dirs(dir)?;
+        files::create_dirs_synced(dir)?;
         let lock = acquire(dir)?;
         // Again: another program may have been faster.
         refuse_used(dir)?;
@@ -194,6 +195,7 @@ impl Run {
         Ok(Self {
             dir: dir.to_path_buf(),
             keep_last: config.keep_last(),
+            checkpoint_every: config.checkpoint_every(),
             checkpoints: checkpoints(dir),
             metrics: MetricsLog::open(dir.join(METRICS_FILE))?,
             _lock: lock,
@@ -208,7 +210,7 @@ impl Run {
     /// Replaces `config.json`, e.g. when a resumed run gets more steps.
     pub fn update_config(&mut self, config: impl Into<RunConfig>) -> Result<(), RunError> {
         let config = config.into();
-        self.keep_last = config.keep_last();
+        (self.keep_last, self.checkpoint_every) = (config.keep_last(), config.checkpoint_every());
         write_config(&self.dir, &config)
     }
 
@@ -251,11 +253,12 @@ impl Run {
     }
 
     /// Loads the newest checkpoint into a model and an optimizer of the same configuration; `None`
-    /// if the run has no checkpoint yet.
+    /// if the run has no checkpoint yet. Then it removes what a kill kept the last save from removing.
     ///
     /// # Errors
     ///
-    /// A damaged checkpoint, or one of another model. Never falls back to an older one.
+    /// A damaged checkpoint, or one of another model: never falls back to an older one. No checkpoint, though the metrics
+    /// are of a run that had one: never starts from the beginning again.
     pub fn load_latest<B, M, O>(
         &self,
         model: M,
@@ -267,7 +270,16 @@ impl Run {
         M: AutodiffModule<B>,
         O: Optimizer<M, B>,
     {
-        self.checkpoints.load_latest(model, optim, device)
+        let loaded = self.checkpoints.load_latest(model, optim, device)?;
+        match loaded {
+            Some(_) => self.checkpoints.prune(self.keep_last)?,
+            // A step is recorded, then its checkpoint is written: what was recorded later had that checkpoint.
+            None if self.metrics.last_step().is_some_and(|step| step > self.checkpoint_every) => {
+                return Err(self.checkpoints.gone(self.checkpoint_every));
+            }
+            None => {}
+        }
+        Ok(loaded)
     }
 
     /// Loads a model without its optimizer, see [`Checkpoints::load_model`].

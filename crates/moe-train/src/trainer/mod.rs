@@ -51,7 +51,7 @@ use crate::model::Trainable;
 use crate::optim::ModelExperts;
 use crate::parallel::NodeSeat;
 use crate::progress::Progress;
-use crate::run::{Checkpoints, Run, TrainState};
+use crate::run::{CheckpointError, Checkpoints, Run, TrainState};
 
 pub use error::TrainError;
 pub use step::{NotFinite, Optim, StepError, StepOutcome, StepSettings, Trainee};
@@ -237,7 +237,8 @@ where
         Party::Threads(devices) => &devices[0],
         Party::Nodes(_, device) => device,
     };
-    let (trainee, mut session) = start(&own_task, new, initial, Some(run.checkpoints()), device)?;
+    let (trainee, mut session) =
+        start(&own_task, new, initial, |model, optim| run.load_latest(model, optim, device), device)?;
     run.truncate_metrics_after(session.step())?;
     progress.start(session.step(), session.total_steps());
     let trained = match party {
@@ -266,7 +267,11 @@ where
     T: Task<B, M>,
     ModelExperts: FindExperts<M>,
 {
-    let (trainee, mut session) = start(task, new, initial, checkpoints, device)?;
+    let latest = |model, optim| match checkpoints {
+        Some(checkpoints) => checkpoints.load_latest(model, optim, device),
+        None => Ok(None),
+    };
+    let (trainee, mut session) = start(task, new, initial, latest, device)?;
     session.meet(seat, &trainee.model)?;
     session.follow(trainee)
 }
@@ -312,6 +317,8 @@ fn load_initial<B: AutodiffMoeBackend>(
     Ok(model.with_dtype(config.train.dtype.into()))
 }
 
+type Loaded<B, M> = (M, Optim<B, M>, TrainState);
+
 type Started<'a, B, M, T> = (Trainee<B, M>, Session<'a, B, M, T>);
 
 /// Model, optimizer and state of the latest checkpoint, or those of a new run.
@@ -319,7 +326,7 @@ fn start<'a, B, M, T>(
     task: &'a T,
     new: Trainee<B, M>,
     initial: Option<impl FnOnce() -> Result<M, TrainError>>,
-    checkpoints: Option<&Checkpoints>,
+    latest: impl FnOnce(M, Optim<B, M>) -> Result<Option<Loaded<B, M>>, CheckpointError>,
     device: &'a B::Device,
 ) -> Result<Started<'a, B, M, T>, TrainError>
 where
@@ -329,8 +336,7 @@ where
     ModelExperts: FindExperts<M>,
 {
     let Trainee { model, optim } = new;
-    let latest = checkpoints.map(|checkpoints| checkpoints.load_latest(model.clone(), optim.clone(), device));
-    if let Some((model, optim, state)) = latest.transpose()?.flatten() {
+    if let Some((model, optim, state)) = latest(model.clone(), optim.clone())? {
         let checkpoint = Some(state.step);
         let session = Session::new(task, device, state, checkpoint);
         return Ok((Trainee { model, optim: optim.starting_at(session.step()) }, session));

@@ -96,7 +96,11 @@ pub(crate) fn succeed(command: Command) -> String {
 
 /// Runs a command that must end with code 1 and exactly one line on stderr; returns the line.
 pub(crate) fn fail(command: Command) -> String {
-    let output = output(command);
+    failure(&output(command))
+}
+
+/// The one line on stderr of a command that ended with code 1.
+pub(crate) fn failure(output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "more or less than one line: {stderr}");
@@ -108,6 +112,15 @@ pub(crate) fn fail(command: Command) -> String {
 pub(crate) fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics were written");
     text.lines().map(|line| serde_json::from_str(line).expect("every line is an object")).collect()
+}
+
+/// What the metrics say that must not depend on interruptions: all but the time.
+pub(crate) fn records(run: &Path) -> Vec<Value> {
+    let mut records = metrics(run);
+    for record in &mut records {
+        record.as_object_mut().expect("an object").remove("tokens_per_s");
+    }
+    records
 }
 
 /// The last step with a checkpoint, by the names of the directories.
