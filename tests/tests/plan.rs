@@ -103,6 +103,22 @@ fn bytes(sent: &[Sent]) -> Vec<usize> {
     (0..each[0].len()).map(|rank| each.iter().map(|bytes| bytes[rank]).sum()).collect()
 }
 
+/// Of which a test changes what matters to it.
+fn one_device() -> Setting {
+    Setting {
+        model: preset("tiny").unwrap(),
+        device: Device::named("h100", Dtype::F32).unwrap(),
+        link: Link::parse("1").unwrap(),
+        between: Link::parse("1").unwrap(),
+        node: 8,
+        dtype: Dtype::F32,
+        tokens: 128,
+        seq_len: 128,
+        accumulation: 1,
+        routing: moe_plan::Routing::Balanced,
+    }
+}
+
 #[test]
 fn bytes_of_an_all_to_all_are_those_that_are_sent() {
     for sizes in [&[6, 6][..], &[1, 8, 3], &[2, 4, 1, 5]] {
@@ -128,23 +144,66 @@ fn a_balanced_layer_sends_what_is_planned() {
             moe: moe_plan::Moe { num_experts: E as u64, top_k: K as u64, ..preset("tiny").unwrap().moe },
             ..preset("tiny").unwrap()
         };
-        let setting = Setting {
-            model,
-            device: Device::named("h100", Dtype::F32).unwrap(),
-            link: Link::parse("1").unwrap(),
-            between: Link::parse("1").unwrap(),
-            node: 8,
-            dtype: Dtype::F32,
-            tokens: T as u64,
-            seq_len: T as u64,
-            accumulation: 1,
-            routing: moe_plan::Routing::Balanced,
-        };
+        let setting = Setting { model, tokens: T as u64, seq_len: T as u64, ..one_device() };
         let plan = Plan::new(&setting, Layout::new(&setting.model, ranks, ranks).unwrap()).unwrap();
         let placement = ExpertPlacement::even(E, ranks as usize).expect("enough experts");
         // Every rank's 24 slots go around the 12 experts twice.
         for bytes in bytes(&exchanged(&placement, |slot| slot % E)) {
             assert!((plan.traffic.forward - bytes as f64).abs() < 1e-6, "{ranks}: {} {bytes}", plan.traffic.forward);
         }
+    }
+}
+
+/// A step of the record `name` of the benchmark `step` on two cores of an AMD EPYC, and what is planned for it: model, seconds, plan.
+fn recorded_steps(name: &str) -> Vec<(Setting, f64, Plan)> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../benchmarks/epyc-2-cores");
+    let text = std::fs::read_to_string(format!("{folder}/{name}")).expect("a committed record");
+    let record: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let step = |step: &serde_json::Value| {
+        let size = |name: &str| step["sizes"][name].as_u64().expect("a size");
+        let config = LmConfig::new(
+            256,
+            size("width") as usize,
+            size("layers") as usize,
+            size("heads") as usize,
+            1,
+            size("context") as usize,
+        )
+        .with_tie_embeddings(false)
+        .with_moe_layers(MoeLayers::All)
+        .with_moe(LmMoeConfig::new(
+            size("experts") as usize,
+            size("top_k") as usize,
+            size("expert_width") as usize,
+        ));
+        let setting = Setting {
+            model: model_from_json(&json(&config)).unwrap(),
+            device: Device { flops: CORES * FLOPS_PER_CORE, memory: 24e9, memory_rate: f64::INFINITY },
+            tokens: step["tokens_per_step"].as_u64().expect("a number of tokens"),
+            seq_len: size("context"),
+            ..one_device()
+        };
+        assert_eq!(
+            Some(setting.model.num_params()),
+            step["parameters"].as_u64(),
+            "parameters that the program counted"
+        );
+        let plan = Plan::new(&setting, Layout::new(&setting.model, 1, 1).unwrap()).unwrap();
+        (setting, step["ours"]["wall_seconds"]["median"].as_f64().expect("seconds"), plan)
+    };
+    record["models"].as_array().expect("models").iter().map(step).collect()
+}
+
+const CORES: f64 = 2.0;
+/// Most f32 FLOP/s of a core of that machine, measured with fused multiply-adds alone on the day of the record (docs/LOG.md).
+const FLOPS_PER_CORE: f64 = 117e9;
+
+/// And not shorter by more than what is not in the bound: norms, softmax, activations, rotation, gathers and AdamW.
+#[test]
+fn a_measured_step_takes_longer_than_the_bound() {
+    for (setting, seconds, plan) in recorded_steps("2026-11-24/step-2-threads.json") {
+        let part = plan.overlapped_seconds() / seconds;
+        println!("{} parameters: {seconds:.3} s, {:.0} % of it in the bound", setting.model.num_params(), 100.0 * part);
+        assert!((0.3..1.0).contains(&part), "the bound is {part} of {seconds} s");
     }
 }

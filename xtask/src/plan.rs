@@ -159,8 +159,9 @@ Lower bounds of the time by nominal rates; docs/scaling.md has the formulas and 
 
 fn header(setting: &Setting) -> String {
     let model = &setting.model;
+    let batches = if setting.accumulation == 1 { "micro-batch" } else { "micro-batches" };
     format!(
-        "{}: {} parameters, {} active; {} of {} layers have {} experts, {} for a token\n{} micro-batches of {} tokens a device, sequences of {}",
+        "{}: {} parameters, {} active; {} of {} layers have {} experts, {} for a token\n{} {batches} of {} tokens a device, sequences of {}",
         model.name,
         amount(model.num_params() as f64),
         amount(model.num_active_params() as f64),
