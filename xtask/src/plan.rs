@@ -293,6 +293,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::cargo;
 
     #[derive(Parser)]
     struct Line {
@@ -305,7 +306,9 @@ mod tests {
     }
 
     fn plans(options: &str) -> Result<(Setting, Vec<Plan>)> {
-        let args = args(options);
+        let mut args = args(options);
+        // Tests run in the folder of the package.
+        args.routing = args.routing.map(|run| cargo::root().join(run));
         let setting = setting(&args)?;
         let plans = args.gpus.iter().map(|&devices| plan(&args, &setting, devices)).collect::<Result<_>>()?;
         Ok((setting, plans))
@@ -319,6 +322,22 @@ mod tests {
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).collect();
         assert_eq!(lines.len(), 2 + 3);
         assert!(lines[4].starts_with("| 64 | 1 | 6.92 B |"), "{}", lines[4]);
+    }
+
+    /// Of every command, and no others.
+    #[test]
+    fn the_tables_of_the_docs_are_what_is_planned() {
+        let page = fs::read_to_string(cargo::root().join("docs/scaling.md")).unwrap();
+        let commands = page.lines().filter_map(|line| line.strip_prefix("cargo xtask plan "));
+        let mut planned = Vec::new();
+        for options in commands {
+            let (setting, plans) = plans(options).unwrap_or_else(|error| panic!("{options}: {error}"));
+            planned.extend(plans.iter().map(|plan| line(row(&setting, plan))));
+        }
+        let is_row = |line: &&str| line.split(" | ").count() == COLUMNS.len() && line.contains(" .. ");
+        let written: Vec<&str> = page.lines().filter(is_row).collect();
+        assert!(planned.len() > 10);
+        assert_eq!(written, planned);
     }
 
     #[test]

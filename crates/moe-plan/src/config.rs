@@ -21,8 +21,10 @@ pub fn model_from_json(text: &str) -> Result<Model, String> {
     Ok(model)
 }
 
-/// Larger sizes are those of no model, and their products do not fit into 64 bits.
+/// Larger sizes are those of no model.
 const MOST: u64 = 1 << 24;
+/// More parameters neither, and what follows from them would not fit into 64 bits.
+const MOST_PARAMS: f64 = 1e15;
 
 /// A JSON object whose fields are asked for by name.
 struct Fields<'a>(&'a Value);
@@ -250,7 +252,23 @@ fn check(model: &Model) -> Result<(), String> {
     if !(1..=moe.num_experts).contains(&moe.top_k) {
         return Err(format!("top_k = {} must be in 1..={}, the number of experts", moe.top_k, moe.num_experts));
     }
-    Ok(())
+    match at_most_params(model) {
+        params if params > MOST_PARAMS => {
+            Err(format!("a model of {params:.0e} parameters; {MOST_PARAMS:.0e} are the most"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Not fewer parameters than the model has.
+fn at_most_params(model: &Model) -> f64 {
+    let [vocab, width, layers, experts] =
+        [model.vocab_size, model.d_model, model.num_layers, model.moe.num_experts].map(|size| size as f64);
+    let heads = (model.num_heads + model.num_kv_heads) as f64 * model.head_dim as f64;
+    let hidden = (model.dense.d_hidden + model.moe.shared_d_hidden) as f64;
+    let expert = 3.0 * (width + 1.0) * (model.moe.expert.d_hidden + 1) as f64;
+    2.0 * vocab * width
+        + layers * (2.0 * (width + 1.0) * heads + 3.0 * width * hidden + 8.0 * width + experts * (expert + 2.0 * width))
 }
 
 #[cfg(test)]
@@ -308,6 +326,10 @@ mod tests {
         );
         assert_eq!(error(&RUN.replace("\"d_model\": 8", "\"d_model\": 0")), "a size of the model is zero");
         assert!(error(&RUN.replace("11", "1111111111111")).contains("is the most"));
+        let large = RUN
+            .replace("\"d_model\": 8", "\"d_model\": 16000000")
+            .replace("\"num_heads\": 4", "\"num_heads\": 16000000");
+        assert!(error(&large).contains("parameters; 1e15 are the most"), "{}", error(&large));
         assert!(error(r#"{"model_type": "llama"}"#).contains("mixtral, olmoe, qwen3_moe"));
     }
 }

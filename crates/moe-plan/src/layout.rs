@@ -2,6 +2,11 @@
 
 use crate::{Device, Dtype, Link, Model, Routing};
 
+/// Beyond these a plan says nothing, and the tokens of a step do not fit into 64 bits.
+const MOST_DEVICES: u64 = 1 << 20;
+const MOST_TOKENS: u64 = 1 << 28;
+const MOST_MICRO_BATCHES: u64 = 1 << 12;
+
 /// What is planned for, whatever the number of devices.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
@@ -38,6 +43,9 @@ impl Setting {
         if [tokens, seq_len, self.accumulation, self.node].contains(&0) {
             return Err("tokens, sequence length, accumulation and node must be at least 1".into());
         }
+        if tokens > MOST_TOKENS || self.accumulation > MOST_MICRO_BATCHES {
+            return Err(format!("more than {MOST_TOKENS} tokens or {MOST_MICRO_BATCHES} micro-batches a device"));
+        }
         if seq_len > max {
             return Err(format!("sequences of {seq_len} tokens are longer than the model's {max}"));
         }
@@ -68,11 +76,14 @@ impl Layout {
     ///
     /// # Errors
     ///
-    /// A `P` that does not divide `N`, is larger than the number of experts, or is above 1 in a model without experts.
+    /// No device, or more than 2^20; a `P` that does not divide `N`, is larger than the number of experts, or is above 1 in a model without
+    /// experts.
     pub fn new(model: &Model, devices: u64, expert_parallel: u64) -> Result<Self, String> {
         let experts = model.moe.num_experts;
-        if devices == 0 || expert_parallel == 0 {
-            return Err("the number of devices must be at least 1".into());
+        if !(1..=MOST_DEVICES).contains(&devices) || expert_parallel == 0 {
+            return Err(format!(
+                "the number of devices must be in 1..={MOST_DEVICES}, and of those with experts at least 1"
+            ));
         }
         if model.num_moe_layers == 0 && expert_parallel > 1 {
             return Err(format!("experts on {expert_parallel} devices: no layer of the model has experts"));
@@ -132,6 +143,8 @@ pub(crate) mod tests {
         assert_eq!(error(|setting| setting.seq_len = 16), "sequences of 16 tokens are longer than the model's 8");
         assert_eq!(error(|setting| setting.tokens = 12), "12 tokens a device are no whole number of sequences of 8");
         assert!(error(|setting| setting.accumulation = 0).contains("at least 1"));
+        assert!(error(|setting| setting.accumulation = u64::MAX).starts_with("more than"));
+        assert!(error(|setting| setting.tokens = u64::MAX - 7).starts_with("more than"));
         assert!(error(|setting| setting.routing = Routing::Skew(0.9)).starts_with("a skew of 0.9"));
     }
 
@@ -140,7 +153,9 @@ pub(crate) mod tests {
         let error = |devices, size| Layout::new(&by_hand(), devices, size).unwrap_err();
         assert_eq!(error(8, 4), "3 experts cannot be spread over 4 devices, which need one each");
         assert_eq!(error(8, 3), "8 devices are no whole number of groups of 3");
-        assert_eq!(error(0, 1), "the number of devices must be at least 1");
+        for devices in [0, u64::MAX] {
+            assert!(error(devices, 1).starts_with("the number of devices must be in 1..="));
+        }
         let dense = Model { num_moe_layers: 0, ..by_hand() };
         assert_eq!(Layout::new(&dense, 4, 2).unwrap_err(), "experts on 2 devices: no layer of the model has experts");
         assert_eq!(Layout::all(&dense, 6).len(), 1);

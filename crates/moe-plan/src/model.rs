@@ -114,8 +114,8 @@ impl Model {
             + (self.num_layers - self.num_moe_layers) * self.dense.weights(self.d_model)
             + self.num_moe_layers * (self.router_weights() + self.shared_weights())
             + self.vocab_size * self.d_model;
-        let attention = 12 * self.num_layers * self.num_heads * self.head_dim * seq_len;
-        TRAIN_FLOPS_PER_WEIGHT * weights as f64 + attention as f64
+        let attention = 12.0 * (self.num_layers * self.num_heads * self.head_dim) as f64 * seq_len as f64;
+        TRAIN_FLOPS_PER_WEIGHT * weights as f64 + attention
     }
 
     /// FLOPs to train on one token in the routed experts of all layers: 6 for every weight of a product, so `18 K D F` a layer

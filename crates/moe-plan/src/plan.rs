@@ -154,6 +154,6 @@ mod tests {
     fn a_contradiction_in_the_setting_is_an_error_of_the_plan() {
         let setting = crate::Setting { routing: Routing::Skew(f64::NAN), ..setting() };
         assert!(Plan::best(&setting, 2).unwrap_err().starts_with("a skew of NaN"));
-        assert!(Plan::best(&setting, 0).unwrap_err().contains("at least 1"));
+        assert!(Plan::best(&setting, 0).unwrap_err().contains("the number of devices"));
     }
 }

@@ -20,7 +20,7 @@ pub enum Routing {
 /// Slots of each expert: `[step][layer][expert]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
-    counts: Vec<Vec<Vec<u64>>>,
+    counts: Vec<Vec<Vec<f64>>>,
 }
 
 impl Measured {
@@ -42,16 +42,17 @@ impl Measured {
     /// As there.
     pub fn parse(text: &str) -> Result<Self, String> {
         let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+        let count = |value: &Value| value.as_u64().map(|count| count as f64);
         let mut counts = Vec::new();
         for (i, line) in whole.lines().enumerate() {
             let record: Value = serde_json::from_str(line).map_err(|error| format!("line {}: {error}", i + 1))?;
             let layers = record["layers"].as_array().ok_or_else(|| format!("line {} has no layers", i + 1))?;
-            let of_layer = |layer: &Value| layer["expert_counts"].as_array()?.iter().map(Value::as_u64).collect();
-            let layers: Option<Vec<Vec<u64>>> = layers.iter().map(of_layer).collect();
+            let of_layer = |layer: &Value| layer["expert_counts"].as_array()?.iter().map(count).collect();
+            let layers: Option<Vec<Vec<f64>>> = layers.iter().map(of_layer).collect();
             counts.push(layers.ok_or_else(|| format!("line {}: a layer has no expert_counts", i + 1))?);
         }
         counts.drain(..counts.len() / 2);
-        match counts.iter().flatten().any(|experts| experts.iter().sum::<u64>() > 0) {
+        match counts.iter().flatten().any(|experts| experts.iter().sum::<f64>() > 0.0) {
             true => Ok(Self { counts }),
             false => Err("there is no record of a layer with experts".into()),
         }
@@ -67,16 +68,16 @@ impl Measured {
                     "the run has layers of {run} experts, the model of {model}: its loads say nothing here"
                 ));
             }
-            let total = experts.iter().sum::<u64>();
+            let total = experts.iter().sum::<f64>();
             let mut rest = experts.as_slice();
             let load = |size: usize| {
                 let (own, others) = rest.split_at(size);
                 rest = others;
-                own.iter().sum::<u64>()
+                own.iter().sum::<f64>()
             };
-            let busiest = sizes(moe.num_experts, devices).map(load).max().unwrap_or(0);
-            if total > 0 {
-                ratios.push(busiest as f64 * devices as f64 / total as f64);
+            let busiest = sizes(moe.num_experts, devices).map(load).fold(0.0, f64::max);
+            if total > 0.0 {
+                ratios.push(busiest * devices as f64 / total);
             }
         }
         Ok(ratios.iter().sum::<f64>() / ratios.len() as f64)
@@ -156,7 +157,7 @@ mod tests {
     #[test]
     fn measured_loads_are_those_of_the_later_half() {
         let measured = Measured::parse(METRICS).unwrap();
-        assert_eq!(measured.counts, [[[10, 20, 30, 40], [25, 25, 25, 25]]]);
+        assert_eq!(measured.counts, [[[10.0, 20.0, 30.0, 40.0], [25.0; 4]]]);
         let skew = |devices| Routing::Measured(measured.clone()).skew(&moe(4, 1), devices, 0.0);
         // Devices of two experts: (70 + 50) / (50 + 50). Of one: (40 + 25) / (25 + 25). Of 2, 1 and 1: (40 + 50) * 3 / 200.
         assert_eq!([skew(1), skew(2), skew(4)], [1.0, 1.2, 1.3].map(Ok));

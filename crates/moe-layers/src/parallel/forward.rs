@@ -249,7 +249,7 @@ mod tests {
         let moe = MoeConfig::new(8, 6, 4, 2).init::<Flex>(&Default::default());
         let router = MoeConfig::new(8, 6, routed, 2).init::<Flex>(&Default::default()).router;
         let placement = ExpertPlacement::even(4, 2).expect("enough experts");
-        let sharded = ShardedExperts::split(&moe.experts, &placement, &vec![Default::default(); 2]);
+        let sharded = ShardedExperts::split(&moe.experts, &placement, &[Default::default(); 2]);
         let routing = router.forward(Tensor::ones([3, 8], &Default::default()));
         let batches = (0..ranks).map(|_| (Tensor::ones(tokens, &Default::default()), &routing)).collect();
         sharded.forward(batches, &InProcess::new(devices));

@@ -152,7 +152,7 @@ mod tests {
         let experts = experts(4);
         let frozen = Experts { w_in: experts.w_in.clone().set_require_grad(false), ..experts };
         let placement = ExpertPlacement::even(4, 2).expect("enough experts");
-        let sharded = ShardedExperts::split(&frozen, &placement, &vec![Default::default(); 2]);
+        let sharded = ShardedExperts::split(&frozen, &placement, &[Default::default(); 2]);
         let joined = sharded.join(&Default::default());
         for experts in sharded.shards.iter().chain([&joined]) {
             assert!(!experts.w_in.val().is_require_grad() && experts.w_out.val().is_require_grad());
