@@ -74,8 +74,8 @@ fn feed_forward(setting: &Setting, block: FeedForward) -> f64 {
     (setting.model.d_model + block.columns() + block.d_hidden) as f64 * setting.dtype.bytes()
 }
 
-/// On one device `T D + R C` numbers: tokens and pre-activations. With experts on several, the tokens, which the router learns from, and for each of the
-/// `R skew` rows that come `D + C + 1`: row, pre-activation and gate. Logits and probabilities of the router in f32.
+/// On one device `T D + R C` numbers: tokens and pre-activations. With experts on several, the tokens, which the router learns from, and
+/// for each of the `R skew` rows that come `D + C + 1`: row, pre-activation and gate. Logits and probabilities of the router in f32.
 fn moe(setting: &Setting, layout: Layout, skew: f64) -> f64 {
     let (model, moe, tokens, size) = (&setting.model, &setting.model.moe, setting.tokens as f64, setting.dtype.bytes());
     let (width, columns, rows) = (model.d_model as f64, moe.expert.columns() as f64, tokens * moe.top_k as f64);

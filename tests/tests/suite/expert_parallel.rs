@@ -252,3 +252,36 @@ fn gradients_of_experts_have_the_same_bits_on_flex() {
 fn gradients_of_experts_have_the_same_bits_on_ndarray() {
     on_one_thread(|| gradients_of_experts_have_the_same_bits::<moe_tests::NdArray>(&Default::default()));
 }
+
+/// Against every expert in burn's own ops in the same precision: at most twice their error, as on one device.
+#[cfg(feature = "flex")]
+#[test]
+fn low_precision_loses_no_more_than_twice_what_plain_ops_lose() {
+    const FACTOR: f64 = 2.0;
+    type B = moe_tests::Flex;
+    let (device, case) = (Default::default(), moe_tests::CASES.iter().find(|case| case.name == "bench A, small"));
+    let case = case.expect("in the catalogue");
+    let experts = experts::<B>(case, Activation::SwiGlu, true, &device);
+    let placement = ExpertPlacement::even(case.experts, 3).expect("enough experts");
+    let (sharded, exchange) = shards(&experts, &placement, &device);
+    let error = |found: &[f64], exact: &[f64]| {
+        let squares = found.iter().zip(exact).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
+        (squares / exact.iter().map(|y| y * y).sum::<f64>()).sqrt()
+    };
+    let given = Given::<B>::new(case, &device);
+    let plain = |dtype| {
+        let output = dispatch::dense(given.tokens.clone().cast(dtype), &experts, &given.routing);
+        given.gradients(output.cast(DType::F32), std::slice::from_ref(&experts))
+    };
+    let exact = plain(DType::F32);
+    for dtype in [DType::BF16, DType::F16] {
+        let output = sharded.forward_one(given.tokens.clone().cast(dtype), &given.routing, &exchange);
+        assert_eq!(output.dtype(), dtype);
+        let found = given.gradients(output.cast(DType::F32), &sharded.shards);
+        for (((name, exact), (_, found)), (_, plain)) in exact.iter().zip(&found).zip(&plain(dtype)) {
+            let (found, plain) = (error(found, exact), error(plain, exact));
+            assert!(plain > 1e-5, "{dtype:?}, {name}: nothing was rounded");
+            assert!(found <= FACTOR * plain, "{dtype:?}, {name}: error {found:e}, plain {plain:e}");
+        }
+    }
+}
