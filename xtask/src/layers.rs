@@ -19,7 +19,7 @@ const fn rule(package: &'static str, sees: &'static [&'static str]) -> Rule {
 }
 
 const EVERYTHING: &[&str] =
-    &["moe-kernels", "moe-layers", "default-moe", "excitation-optim", "moe-models", "moe-train"];
+    &["moe-kernels", "moe-layers", "default-moe", "excitation-optim", "moe-models", "moe-train", "moe-plan"];
 
 const BENCHED: &[&str] =
     &["moe-kernels", "moe-layers", "default-moe", "excitation-optim", "moe-models", "moe-train", "moe-tests"];
@@ -39,7 +39,8 @@ const RULES: &[Rule] = &[
     rule("moe-bench", BENCHED),
     rule("moe-reproduce", EVERYTHING),
     // Nothing that takes longer than seconds to build.
-    Rule { package: "xtask", sees: &[], external: Some(&["clap", "serde_json"]) },
+    Rule { package: "moe-plan", sees: &[], external: Some(&["serde_json"]) },
+    Rule { package: "xtask", sees: &["moe-plan"], external: Some(&["clap", "serde_json"]) },
 ];
 
 /// Checks every package of the workspace against the table.

@@ -1,6 +1,6 @@
 //! Builds and runs the programs and the checks of this workspace: `cargo xtask --help`.
 //!
-//! The task runner depends on an argument parser and a JSON reader only, so it is there within seconds. It never links
+//! The task runner depends on an argument parser, a JSON reader and `moe-plan`, which is arithmetic, so it is there within seconds. It never links
 //! burn: it asks cargo to build a program with exactly the backend that was asked for, and runs that.
 
 mod backend;
@@ -13,6 +13,7 @@ mod help;
 mod layers;
 mod metadata;
 mod paths;
+mod plan;
 mod program;
 mod reproduce;
 mod suite;
@@ -50,6 +51,8 @@ enum Task {
     Report(Passed),
     /// Measures layers or training steps [--backend ..] layer|step [options of moe-bench]
     Bench(Passed),
+    /// Plans training on many devices by formula: memory, traffic, a bound of the time
+    Plan(Box<plan::PlanArgs>),
     /// Carries out a study: a grid of training runs that resumes, its raw results and a report
     #[command(subcommand)]
     Reproduce(Study),
@@ -122,6 +125,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Export(_) => program::run(Program::Export, arguments()),
         Task::Report(_) => program::run(Program::Report, arguments()),
         Task::Bench(_) => program::run(Program::Bench, arguments()),
+        Task::Plan(args) => plan::run(&args),
         Task::Reproduce(Study::DefaultMoe(args)) => reproduce::run(&args),
         Task::Reproduce(Study::Excitation(_)) => program::run(Program::Reproduce, arguments()),
         Task::CrashTest(args) => crash_test::run(&args),

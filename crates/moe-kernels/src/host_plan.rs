@@ -53,6 +53,11 @@ impl HostPlan {
         plan
     }
 
+    /// The same with every slot a token of its own.
+    pub(crate) fn per_slot(&self) -> Self {
+        Self { token_of_row: self.slot_of_row.clone(), ..self.clone() }
+    }
+
     fn new_sorted(offsets: Vec<usize>, slot_of_row: Vec<u32>, top_k: usize) -> Self {
         let token_of_row = slot_of_row.iter().map(|&slot| slot / top_k as u32).collect();
         Self { offsets, slot_of_row, token_of_row }

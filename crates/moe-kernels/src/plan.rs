@@ -127,6 +127,17 @@ impl<B: Backend> ExpertPlan<B> {
         self.row_of_slot.clone()
     }
 
+    /// The same order with every slot a token of its own, of one expert: for values of slots, as gates are, instead of tokens.
+    pub fn per_slot(&self) -> Self {
+        Self {
+            num_tokens: self.num_rows(),
+            top_k: 1,
+            token_of_row: self.slot_of_row.clone(),
+            host: self.host.as_ref().map(|host| Arc::new(host.per_slot())),
+            ..self.clone()
+        }
+    }
+
     /// The plan in memory of the host; read from the device when it was made there.
     pub(crate) fn on_host(&self) -> Arc<HostPlan> {
         let read =

@@ -50,6 +50,7 @@
 //! | [`SoftMoe`] | experts work on averages of tokens: no choice, nothing dropped |
 //! | [`load_balance_loss`], [`router_z_loss`], [`importance_loss`], [`load_loss`] | auxiliary losses, each naming its convention |
 //! | [`upcycle`] | a dense feed-forward network becomes a layer of experts |
+//! | [`parallel`] | the experts of a layer on several devices, with an all-to-all between them |
 //! | [`RoutingStats`] | counts, load ratio, idle experts, entropies, gate mass |
 //! | `metrics`, a feature | some of them as metrics of burn's `Learner`, with its dashboard |
 //!
@@ -66,6 +67,7 @@ mod loss;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 mod moe;
+pub mod parallel;
 pub mod ranks;
 pub mod router;
 mod routing;

@@ -34,7 +34,12 @@ fn randomized<B: AutodiffMoeBackend, const D: usize>(
 }
 
 /// Experts whose weights and biases are the same numbers on every backend.
-fn experts<B: AutodiffMoeBackend>(case: &Case, activation: Activation, bias: bool, device: &B::Device) -> Experts<B> {
+pub(crate) fn experts<B: AutodiffMoeBackend>(
+    case: &Case,
+    activation: Activation,
+    bias: bool,
+    device: &B::Device,
+) -> Experts<B> {
     let (e, d, f) = (case.experts, case.d_model, case.d_hidden);
     let mut experts = ExpertsConfig::new(e, d, f).with_activation(activation).with_bias(bias).init(device);
     experts.w_in = randomized([e, d, activation.columns(f)], 1, device);
@@ -45,7 +50,7 @@ fn experts<B: AutodiffMoeBackend>(case: &Case, activation: Activation, bias: boo
 }
 
 /// A decision with the case's assignment; probabilities and gates are arbitrary numbers.
-fn routing<B: AutodiffMoeBackend>(case: &Case, gates: Tensor<B, 2>) -> Routing<B> {
+pub(crate) fn routing<B: AutodiffMoeBackend>(case: &Case, gates: Tensor<B, 2>) -> Routing<B> {
     let (t, e, device) = (case.tokens, case.experts, gates.device());
     let logits = tensor::<B, 2>(&random(t * e, 6), [t, e], &device);
     let chosen: Vec<i64> = case.assignment().into_iter().map(|e| e as i64).collect();

@@ -2,6 +2,7 @@
 
 mod default_moe;
 mod expert_ffn;
+mod expert_parallel;
 mod expert_sums;
 mod fused;
 mod kernels;
