@@ -46,7 +46,7 @@ fn matches_the_loop<B: AutodiffMoeBackend>(
         assert_close("output", &host(output.clone()), &y);
         let grads = (output * tensor::<B, 2>(&grad, [rows, d_out], device)).sum().backward();
         assert_close("gradient of x", &host(x_in.grad(&grads).expect("tracked")), &dx);
-        assert_close("gradient of the weight", &host(weight_in.grad(&grads).expect("tracked")), &laid(&dw));
+        assert_close("gradient of weight", &host(weight_in.grad(&grads).expect("tracked")), &laid(&dw));
     }
 }
 
