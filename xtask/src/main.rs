@@ -11,6 +11,7 @@ mod files;
 mod help;
 mod layers;
 mod metadata;
+mod numerics;
 mod paths;
 mod program;
 mod reproduce;
@@ -61,6 +62,8 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// The worst error of every op and layer against its oracle in f64, out of the cross-backend suite
+    Numerics(numerics::NumericsArgs),
     /// Runs the checks of the continuous integration: all of them, or those named
     Check {
         /// Which checks, in the order given. Default: all
@@ -122,6 +125,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Reproduce(Study::DefaultMoe(args)) => reproduce::run(&args),
         Task::Reproduce(Study::Excitation(_)) => program::run(Program::Reproduce, arguments()),
         Task::Test { backend, args } => suite::run(backend, &args),
+        Task::Numerics(args) => numerics::run(&args),
         Task::Check { checks } => checks::run(&checks),
         Task::HelpTexts { write } => help::compare(write),
         Task::GpuBundle { out, text } => bundle::build(&out, text.as_deref()),

@@ -2,9 +2,9 @@
 
 use burn::tensor::Tensor;
 use moe_kernels::{AutodiffMoeBackend, linear, linear_transposed, reference};
-use moe_tests::{assert_close, host, on_every_backend_and_unfused, random, tensor};
+use moe_tests::{assert_close, host, on_every_path, random, tensor};
 
-on_every_backend_and_unfused!(
+on_every_path!(
     linear_matches_the_loop,
     linear_transposed_matches_the_loop,
     a_vector_among_the_operands_changes_nothing,
