@@ -107,7 +107,8 @@ fn place(test: &str) -> Option<(&str, &'static str, &str)> {
 }
 
 fn tensor(name: &str) -> String {
-    let gradient = !VALUES.contains(&name) && !name.starts_with("gradient of ");
+    let value = VALUES.iter().any(|value| name.starts_with(value));
+    let gradient = !value && !name.starts_with("gradient of ");
     if gradient { format!("gradient of {name}") } else { name.into() }
 }
 

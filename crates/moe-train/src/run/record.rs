@@ -253,14 +253,24 @@ impl<'de> Visitor<'de> for NodeVisitor {
 
 #[cfg(test)]
 #[cfg(feature = "flex")]
+#[path = "../../tests/common/mutation.rs"]
+mod mutation;
+
+#[cfg(test)]
+#[cfg(feature = "flex")]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use burn::{
         backend::{Autodiff, Flex},
         nn::{Linear, LinearConfig},
         optim::{AdamW, AdamWConfig, GradientsParams, Optimizer, adaptor::OptimizerAdaptor},
         tensor::TensorData,
     };
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
 
+    use super::mutation::{mutated, rounds};
     use super::*;
 
     type Ad = Autodiff<Flex>;
@@ -367,6 +377,33 @@ mod tests {
         assert_eq!(missing, "parameter scale is missing");
         let surplus = load_error(pair(4, 2, false), pair(4, 1, false));
         assert_eq!(surplus, "parameter layers.1.bias is not part of it");
+    }
+
+    /// Reads `original` again and again, changed.
+    fn survives<T>(original: &[u8], read: impl Fn(Vec<u8>) -> Result<T, RecordError>) {
+        let mut refused = 0;
+        for seed in 0..rounds() {
+            let bytes = mutated(original, &mut ChaCha8Rng::seed_from_u64(seed));
+            let result = catch_unwind(AssertUnwindSafe(|| read(bytes).is_err()));
+            refused += u64::from(result.unwrap_or_else(|_| panic!("a record panics at seed {seed}")));
+        }
+        assert!(refused > 0, "no change was ever noticed");
+        assert!(read(original.to_vec()).is_ok());
+    }
+
+    /// What a checksum keeps away from a user, but not from somebody who writes the checksum too.
+    #[test]
+    fn changed_bytes_are_an_error_or_a_record_and_never_a_panic() {
+        let device = Default::default();
+        let mut optim = AdamWConfig::new().init();
+        let model = step(pair::<Ad>(4, 1, false), &mut optim, 0);
+        survives(&encode_module::<Ad, _>(&model).unwrap(), |bytes| {
+            load_module(pair::<Flex>(4, 1, false), bytes, &device)
+        });
+        survives(&encode::<Ad, _>(optim.to_record()).unwrap(), |bytes| {
+            let record = decode::<Ad, _>(bytes, &device)?;
+            Ok(AdamWConfig::new().init::<Ad, Pair<Ad>>().load_record(record))
+        });
     }
 
     #[test]
