@@ -15,7 +15,8 @@ static FILE: OnceLock<Option<Mutex<File>>> = OnceLock::new();
 pub fn relative_error(actual: &[f64], oracle: &[f64]) -> f64 {
     let largest = oracle.iter().fold(0.0, |most: f64, value| most.max(value.abs()));
     let error = actual.iter().zip(oracle).map(|(value, oracle)| (value - oracle).abs());
-    match error.fold(0.0, |most: f64, error| if error.is_nan() { error } else { most.max(error) }) {
+    // Not `max`, which prefers any number to NaN.
+    match error.fold(0.0, |most: f64, error| if error <= most || most.is_nan() { most } else { error }) {
         0.0 => 0.0,
         error => error / largest,
     }

@@ -3,6 +3,8 @@
 //! The task runner depends on an argument parser and a JSON reader only, so it is there within seconds. It never links
 //! burn: it asks cargo to build a program with exactly the backend that was asked for, and runs that.
 
+#![forbid(unsafe_code)]
+
 mod backend;
 mod bundle;
 mod cargo;

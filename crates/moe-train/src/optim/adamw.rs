@@ -35,7 +35,8 @@ impl<B: MoeBackend> SimpleOptimizer<B> for FusedAdamW {
             None => AdaptiveMomentumState::new(0, tensor.zeros_like(), tensor.zeros_like()),
         };
         let Self { beta_1, beta_2, epsilon, weight_decay } = *self;
-        let step = AdamWStep { lr, beta_1, beta_2, epsilon, weight_decay, time: time + 1, grad_factor: 1.0 };
+        let step =
+            AdamWStep { lr, beta_1, beta_2, epsilon, weight_decay, time: time.saturating_add(1), grad_factor: 1.0 };
         let (tensor, [moment_1, moment_2]) = adamw_step(tensor, grad, [moment_1, moment_2], &step);
         (tensor, Some(AdamWState::new(AdaptiveMomentumState::new(step.time, moment_1, moment_2))))
     }

@@ -6,12 +6,12 @@ use rand_chacha::ChaCha8Rng;
 /// Changed files for each original. `MOE_MUTATIONS` asks for more.
 const ROUNDS: u64 = 1500;
 
-pub fn rounds() -> u64 {
+pub(crate) fn rounds() -> u64 {
     std::env::var("MOE_MUTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
 }
 
 /// A file that is a little, or completely, something else.
-pub fn mutated(original: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
+pub(crate) fn mutated(original: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
     let mut bytes = original.to_vec();
     for _ in 0..random.random_range(1..4) {
         let at = if bytes.is_empty() { 0 } else { random.random_range(0..bytes.len() as u64) as usize };
