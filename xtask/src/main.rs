@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod built_from;
 mod bundle;
 mod cargo;
 mod checks;

@@ -183,6 +183,20 @@ mod tests {
     }
 
     #[test]
+    fn a_tokenizer_cut_short_anywhere_is_refused() {
+        let Vocab::Tokenizer(whole) = tokenizer() else { unreachable!("a tokenizer was loaded") };
+        let text = whole.to_string(false).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        for len in 0..text.len() {
+            fs::write(&path, &text[..text.floor_char_boundary(len)]).unwrap();
+            assert!(matches!(Vocab::load(Some(&path)), Err(DataError::Tokenizer { .. })), "{len}");
+        }
+        fs::write(&path, text).unwrap();
+        assert!(Vocab::load(Some(&path)).is_ok());
+    }
+
+    #[test]
     fn a_tokenizer_refuses_what_is_not_utf8() {
         assert!(matches!(tokenizer().encode(b"ab\xff".to_vec()), Err(DataError::NotUtf8(2))));
     }
