@@ -27,8 +27,13 @@ fn assert_close(what: &str, found: &[f32], expected: &[f64]) {
     }
 }
 
+/// Miri takes minutes for what is done on two threads.
+const THREADS: &[usize] = if cfg!(miri) { &[2] } else { &[1, 3] };
+const ACTIVATIONS: &[Activation] =
+    if cfg!(miri) { &[Activation::SwiGlu] } else { &[Activation::SwiGlu, Activation::Gelu, Activation::Relu] };
+
 fn on_threads(action: impl Fn() + Sync) {
-    for threads in [1, 3] {
+    for &threads in THREADS {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads are to be had");
         pool.install(&action);
     }
@@ -53,51 +58,49 @@ fn with_nobody(matrices: &[f32], size: usize) -> Vec<f64> {
 
 #[test]
 fn grouped_products_write_every_number() {
-    for case in &PLANS {
-        let ((experts, num_experts, _), plan, [d, f]) = (*case, plan(case), [3, 2]);
-        let (rows, grad, matrices) =
-            (numbers(experts.len() * d, 1), numbers(experts.len() * f, 2), numbers(num_experts * d * f, 3));
-        let weight = with_nobody(&matrices, d * f);
-        let expected = reference::grouped_matmul(&exact(&rows), &weight, d, f, experts);
-        let (by_rows, by_weight) = reference::grouped_matmul_grad(&exact(&rows), &weight, &exact(&grad), d, f, experts);
-        on_threads(|| {
-            assert_close("product", &grouped_matmul(&plan, &rows, &matrices, [d, f], false), &expected);
-            assert_close("transposed", &grouped_matmul(&plan, &grad, &matrices, [f, d], true), &by_rows);
-            let outer = grouped_outer(&plan, &rows, &grad, [d, f]);
-            assert_close("outer", &outer, &by_weight[..num_experts * d * f]);
-        });
-    }
+    on_threads(|| PLANS.iter().for_each(check_products));
+}
+
+fn check_products(case: &(&[usize], usize, usize)) {
+    let ((experts, num_experts, _), plan, [d, f]) = (*case, plan(case), [3, 2]);
+    let (rows, grad) = (numbers(experts.len() * d, 1), numbers(experts.len() * f, 2));
+    let matrices = numbers(num_experts * d * f, 3);
+    let weight = with_nobody(&matrices, d * f);
+    let expected = reference::grouped_matmul(&exact(&rows), &weight, d, f, experts);
+    let (by_rows, by_weight) = reference::grouped_matmul_grad(&exact(&rows), &weight, &exact(&grad), d, f, experts);
+    assert_close("product", &grouped_matmul(&plan, &rows, &matrices, [d, f], false), &expected);
+    assert_close("transposed", &grouped_matmul(&plan, &grad, &matrices, [f, d], true), &by_rows);
+    assert_close("outer", &grouped_outer(&plan, &rows, &grad, [d, f]), &by_weight[..num_experts * d * f]);
 }
 
 #[test]
 fn products_and_norms_write_every_number() {
-    for [rows, width, columns] in [[1, 1, 1], [5, 3, 2], [131, 2, 1], [0, 2, 2]] {
-        let (x, w, grad) = (numbers(rows * width, 4), numbers(width * columns, 5), numbers(rows * width, 6));
-        let (gamma, beta) = (numbers(width, 7), numbers(width, 8));
-        let expected = reference::grouped_matmul(&exact(&x), &exact(&w), width, columns, &vec![0; rows]);
-        on_threads(|| {
-            assert_close("product", &product(Mat::new(&x, rows, width), Mat::new(&w, width, columns)), &expected);
-            for beta in [None, Some(&beta[..])] {
-                let spec = NormSpec { gamma: &gamma, beta, epsilon: 1e-2 };
-                let expected =
-                    reference::norm(&exact(&x), &exact(&gamma), beta.map(exact).as_deref(), f64::from(spec.epsilon));
-                assert_close("norm", &norm(&x, spec), &expected);
-                let (dx, sums) = norm_backward(&x, spec, &grad);
-                assert!(dx.iter().chain(&sums).all(|value| value.is_finite()) && dx.len() == x.len());
-            }
-        });
+    on_threads(|| [[1, 1, 1], [5, 3, 2], [131, 2, 1], [0, 2, 2]].into_iter().for_each(check_rows));
+}
+
+fn check_rows([rows, width, columns]: [usize; 3]) {
+    let (x, w, grad) = (numbers(rows * width, 4), numbers(width * columns, 5), numbers(rows * width, 6));
+    let (gamma, beta) = (numbers(width, 7), numbers(width, 8));
+    let expected = reference::grouped_matmul(&exact(&x), &exact(&w), width, columns, &vec![0; rows]);
+    assert_close("product", &product(Mat::new(&x, rows, width), Mat::new(&w, width, columns)), &expected);
+    for beta in [None, Some(&beta[..])] {
+        let spec = NormSpec { gamma: &gamma, beta, epsilon: 1e-2 };
+        let shift = beta.map(exact);
+        let expected = reference::norm(&exact(&x), &exact(&gamma), shift.as_deref(), f64::from(spec.epsilon));
+        assert_close("norm", &norm(&x, spec), &expected);
+        let (dx, sums) = norm_backward(&x, spec, &grad);
+        assert!(dx.iter().chain(&sums).all(|value| value.is_finite()) && dx.len() == x.len());
     }
 }
 
 /// Forward, with and without sums and what backward needs, and backward with all gradients and with none.
 #[test]
 fn the_network_of_experts_writes_every_number() {
-    for case in &PLANS {
-        for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu] {
-            let network = Network::new(case, activation);
-            on_threads(|| network.check());
-        }
-    }
+    let networks: Vec<_> = ACTIVATIONS
+        .iter()
+        .flat_map(|&activation| PLANS.iter().map(move |case| Network::new(case, activation)))
+        .collect();
+    on_threads(|| networks.iter().for_each(Network::check));
 }
 
 struct Network {

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use serde::de::IgnoredAny;
+use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::{DataError, TextStream, Tokens};
@@ -38,8 +38,8 @@ impl Vocab {
         }
         let fault = |reason: String| DataError::Tokenizer { path: path.into(), reason };
         let text = fs::read(path).map_err(|error| fault(error.to_string()))?;
-        // Read as JSON first: of a file that is cut short the library makes a panic.
-        serde_json::from_slice::<IgnoredAny>(&text).map_err(|error| fault(error.to_string()))?;
+        // Read as JSON first, strings and all: where a file is none the library panics.
+        serde_json::from_slice::<Value>(&text).map_err(|error| fault(error.to_string()))?;
         let mut tokenizer = Tokenizer::from_bytes(text).map_err(|error| fault(error.to_string()))?;
         tokenizer.with_truncation(None).map_err(|error| fault(error.to_string()))?.with_padding(None);
         Ok(Self::Tokenizer(Box::new(tokenizer)))
