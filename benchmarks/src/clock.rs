@@ -54,6 +54,7 @@ pub(crate) fn timed<T>(action: impl FnOnce() -> T) -> (T, Time) {
     (value, Time { wall: wall.elapsed().as_secs_f64(), cpu })
 }
 
+#[expect(unsafe_code, reason = "the clock of the process is not in std")]
 fn process_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the clock is one of POSIX and `time` is ours.

@@ -40,6 +40,7 @@ impl Session {
     }
 }
 
+#[expect(unsafe_code, reason = "matrixmultiply listens to nothing else than the environment")]
 fn use_threads(threads: usize) -> Result<()> {
     // SAFETY: called before anything starts a thread.
     unsafe { std::env::set_var(NDARRAY_THREADS, threads.to_string()) };

@@ -1,4 +1,6 @@
 //! The programs are in `src/bin`; all they share is the backend. The code of the workspace's README is tested here.
+
+#![forbid(unsafe_code)]
 #![cfg_attr(doctest, doc = include_str!("../../README.md"))]
 
 /// The backend that a cargo feature chooses; a program of your own names one and is done.

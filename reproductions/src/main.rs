@@ -1,5 +1,7 @@
 //! Repeats the studies of papers: `cargo xtask reproduce excitation --data DIR`.
 
+#![forbid(unsafe_code)]
+
 mod cell;
 mod cifar;
 mod grid;

@@ -137,6 +137,38 @@ mod tests {
         assert_eq!(fs::read_to_string(&results).expect("readable"), format!("{line}\n"));
     }
 
+    /// An error, or a report of what is still there; never a panic.
+    #[test]
+    fn changed_lines_are_an_error_or_make_a_report() {
+        use rand::{RngExt, SeedableRng};
+        let dir = tempfile::tempdir().expect("a directory");
+        let results = dir.path().join("results.jsonl");
+        let cells = grid::study(&grid::Scale::Cpu.settings(), SETTING).into_iter().take(6);
+        let lines = cells
+            .map(|cell| serde_json::to_string(&grid::tests::finished(cell, 40.0, 1.5)).expect("plain data") + "\n");
+        let whole: Vec<u8> = lines.collect::<String>().into_bytes();
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+        let mut refused = 0;
+        for _ in 0..600 {
+            let (mut bytes, at) = (whole.clone(), random.random_range(0..whole.len() as u64) as usize);
+            match random.random_range(0..4) {
+                0 => bytes.truncate(at),
+                1 => bytes[at] ^= 1 << random.random_range(0..8),
+                2 => drop(bytes.splice(at..at + 1, *b"999999999999999999")),
+                _ => bytes.extend_from_within(at..),
+            }
+            fs::write(&results, bytes).expect("writable");
+            match finished(&results) {
+                Ok(runs) => {
+                    assert!(!crate::report::render(&runs, None).is_empty());
+                    crate::report::plots(&runs);
+                }
+                Err(message) => refused += usize::from(message.contains("results.jsonl")),
+            }
+        }
+        assert!(refused > 0, "no change was ever noticed");
+    }
+
     #[test]
     fn a_broken_line_in_the_middle_is_an_error_that_names_it() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -37,6 +37,7 @@ fn free(bytes: usize) {
     LIVE.fetch_sub(bytes as isize, Relaxed);
 }
 
+#[expect(unsafe_code, reason = "an allocator is an unsafe trait")]
 // SAFETY: every method passes its arguments on to `System` and returns what that returns.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

@@ -7,6 +7,8 @@ use burn::tensor::{DType, Tensor, TensorData};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::errors::note_error;
+
 /// Allowed relative error in f32.
 pub const RELATIVE: f64 = 1e-5;
 /// Allowed absolute error in f32, for values near zero.
@@ -54,16 +56,18 @@ pub fn host<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
     tensor.into_data().iter::<f64>().collect()
 }
 
-/// Panics with the worst element when `actual` strays from `expected`.
+/// Panics with the worst element when `actual` strays from `expected`. The name of a tensor ends `what`, behind a comma if more comes
+/// before it.
 ///
 /// The absolute tolerance grows with the largest expected value: a sum's rounding error follows its terms.
 pub fn assert_close(what: &str, actual: &[f64], expected: &[f64]) {
-    let (relative, absolute) = match DTYPE.get() {
-        Some(DType::F64) => (RELATIVE_F64, ABSOLUTE_F64),
-        _ if cfg!(feature = "cuda") => (RELATIVE_TF32, ABSOLUTE_TF32),
-        _ => (RELATIVE, ABSOLUTE),
+    let (dtype, relative, absolute) = match DTYPE.get() {
+        Some(DType::F64) => ("f64", RELATIVE_F64, ABSOLUTE_F64),
+        _ if cfg!(feature = "cuda") => ("f32", RELATIVE_TF32, ABSOLUTE_TF32),
+        _ => ("f32", RELATIVE, ABSOLUTE),
     };
     assert_eq!(actual.len(), expected.len(), "{what}: lengths differ");
+    note_error(what, dtype, actual, expected);
     let scale = expected.iter().fold(1.0, |m: f64, e| m.max(e.abs()));
     for (i, (a, e)) in actual.iter().zip(expected).enumerate() {
         let allowed = absolute * scale + relative * e.abs();

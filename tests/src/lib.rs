@@ -8,6 +8,8 @@ mod alloc;
 mod backends;
 mod cases;
 mod compare;
+mod errors;
+mod torch_layer;
 
 pub use alloc::{CountingAllocator, live_bytes, take_largest_piece, take_peak_bytes};
 pub use backends::*;
@@ -15,3 +17,5 @@ pub use cases::{BENCHES, CASES, Case, GPU_BENCHES, LARGE_CASES, cases};
 pub use compare::{
     ABSOLUTE, RELATIVE, assert_close, host, in_f64, numeric_gradient, numeric_gradient_by_rows, random, tensor,
 };
+pub use errors::{note_error, relative_error};
+pub use torch_layer::{Compared, layer_beside_torch};

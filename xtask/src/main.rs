@@ -3,7 +3,10 @@
 //! The task runner depends on an argument parser, a JSON reader and `moe-plan`, which is arithmetic, so it is there within seconds. It never links
 //! burn: it asks cargo to build a program with exactly the backend that was asked for, and runs that.
 
+#![forbid(unsafe_code)]
+
 mod backend;
+mod built_from;
 mod bundle;
 mod cargo;
 mod checks;
@@ -12,6 +15,7 @@ mod files;
 mod help;
 mod layers;
 mod metadata;
+mod numerics;
 mod paths;
 mod plan;
 mod program;
@@ -67,6 +71,8 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// The worst error of every op and layer against its oracle in f64, out of the cross-backend suite
+    Numerics(numerics::NumericsArgs),
     /// Runs the checks of the continuous integration: all of them, or those named
     Check {
         /// Which checks, in the order given. Default: all
@@ -130,6 +136,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Reproduce(Study::Excitation(_)) => program::run(Program::Reproduce, arguments()),
         Task::CrashTest(args) => crash_test::run(&args),
         Task::Test { backend, args } => suite::run(backend, &args),
+        Task::Numerics(args) => numerics::run(&args),
         Task::Check { checks } => checks::run(&checks),
         Task::HelpTexts { write } => help::compare(write),
         Task::GpuBundle { out, text } => bundle::build(&out, text.as_deref()),

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::Result;
 use crate::backend::Backend;
-use crate::{cargo, help};
+use crate::{built_from, cargo, help};
 
 /// The subcommands of `moe-train`, `moe-bench` and `moe-reproduce`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +122,7 @@ pub(crate) fn command(packages: &[&str], backend: Backend) -> Command {
     }
     let features: Vec<_> = packages.iter().map(|package| format!("{package}/{}", backend.feature())).collect();
     command.args(["--features", &features.join(",")]);
+    built_from::note(&mut command);
     command
 }
 

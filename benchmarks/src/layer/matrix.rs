@@ -60,6 +60,7 @@ impl Product {
         2 * (self.lhs.rows * self.lhs.columns * self.rhs.columns) as u64
     }
 
+    #[expect(unsafe_code, reason = "gemm takes pointers")]
     pub(crate) fn compute(&mut self, threads: usize) {
         let Self { lhs, rhs, output } = self;
         let parallelism = if threads == 1 { Parallelism::None } else { Parallelism::Rayon(threads) };

@@ -90,6 +90,8 @@
 //! expert's step by its load, counts come from the routing, never from filled slots; a scale that freezes idle experts would
 //! ignore what the router is told about them.
 
+#![forbid(unsafe_code)]
+
 mod default_moe;
 mod default_vectors;
 pub mod optimizer;

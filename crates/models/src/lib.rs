@@ -70,6 +70,8 @@
 //! The backend is any [`MoeBackend`](moe_kernels::MoeBackend); choose its implementation with the cargo features `flex`
 //! (default), `ndarray` and `cube`.
 
+#![forbid(unsafe_code)]
+
 pub mod checkpoint;
 pub mod generate;
 pub mod lm;

@@ -61,6 +61,8 @@
 //!
 //! Letters in shapes: `T` tokens, `D` d_model, `F` d_hidden, `E` experts, `K` experts per token, `R = T * K`.
 
+#![forbid(unsafe_code)]
+
 pub mod dispatch;
 mod experts;
 mod loss;

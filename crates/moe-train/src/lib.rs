@@ -54,6 +54,7 @@ pub mod error;
 pub mod evaluate;
 pub mod images;
 pub mod learner;
+mod links;
 pub mod memory;
 pub mod model;
 pub mod optim;

@@ -1,5 +1,7 @@
 //! The program: parses the command line, runs one command, reports an error as one line on stderr.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use clap::Parser;

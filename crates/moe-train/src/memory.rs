@@ -19,6 +19,7 @@ pub fn as_environment() -> [(&'static str, String); 2] {
 ///
 /// Does nothing where the allocator is not that of the GNU C library.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[expect(unsafe_code, reason = "a call of the C library that nobody wraps")]
 pub fn keep_freed_pages() {
     // SAFETY: `mallopt` takes two integers and only changes settings of the allocator, under its lock. A refusal leaves
     // them as they are, which is no reason to stop.

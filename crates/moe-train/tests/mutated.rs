@@ -3,6 +3,9 @@
 
 #![cfg(feature = "flex")]
 
+#[path = "common/mutation.rs"]
+mod mutation;
+
 use std::fs;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,45 +23,10 @@ use moe_train::images::{ImageConfig, ImageSource};
 use moe_train::overrides::Overrides;
 use moe_train::report::write_report;
 use moe_train::run::{Run, StepRecord, inspect, read_metrics};
-use rand::{RngExt, SeedableRng};
+use mutation::{mutated, rounds};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
-
-/// Changed files for each original. `MOE_MUTATIONS` asks for more.
-const ROUNDS: u64 = 1500;
-
-fn rounds() -> u64 {
-    std::env::var("MOE_MUTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
-}
-
-/// A file that is a little, or completely, something else.
-fn mutated(original: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
-    let mut bytes = original.to_vec();
-    for _ in 0..random.random_range(1..4) {
-        let at = if bytes.is_empty() { 0 } else { random.random_range(0..bytes.len() as u64) as usize };
-        match random.random_range(0..8) {
-            0 => bytes.truncate(at),
-            1 if !bytes.is_empty() => bytes[at] ^= 1 << random.random_range(0..8),
-            2 => bytes.insert(at, random.random()),
-            3 => bytes.extend_from_within(at..),
-            4 => {
-                let end = bytes.len().min(at + random.random_range(1..9));
-                bytes[at..end].fill(0xff);
-            }
-            // Numbers in texts that no memory holds.
-            5 => {
-                let end = bytes.len().min(at + 1);
-                bytes.splice(at..end, *b"999999999999999999");
-            }
-            6 => {
-                bytes.drain(at..bytes.len().min(at + 16));
-            }
-            _ if !bytes.is_empty() => bytes[at] = random.random(),
-            _ => {}
-        }
-    }
-    bytes
-}
 
 /// Reads `path` again and again, changed; then it is whole again, and readable.
 fn survives(path: &Path, read: impl Fn() -> Result<(), String>) {
@@ -111,6 +79,68 @@ fn files_of_settings() {
             said(overrides.add_file(&file))?;
             let config = TrainConfig::resolve("tiny", &overrides).map_err(|error| error.to_string())?;
             said(config.validate())
+        });
+    }
+}
+
+#[test]
+fn settings_on_the_command_line() {
+    let settings = [
+        "optim.lr=5e-4",
+        "moe.router='sigmoid'",
+        "optim.freeze=[\"embedding\"]",
+        "model.rope_scaling={kind = 'linear', factor = 2}",
+    ];
+    let mut refused = 0;
+    for seed in 0..rounds() {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let texts = settings.map(|text| String::from_utf8_lossy(&mutated(text.as_bytes(), &mut random)).into_owned());
+        let read = || {
+            let mut overrides = Overrides::default();
+            for text in &texts {
+                said(overrides.add_assignment(text))?;
+            }
+            let config = TrainConfig::resolve("tiny", &overrides).map_err(|error| error.to_string())?;
+            said(config.validate())
+        };
+        let result = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| panic!("{texts:?} panic at seed {seed}"));
+        refused += u64::from(result.is_err());
+    }
+    assert!(refused > 0, "no change was ever noticed");
+}
+
+/// With every part a tokenizer of `transformers` may have: added tokens, a normalizer, splits by pattern, a decoder.
+#[test]
+fn tokenizers_of_transformers() {
+    let dir = place();
+    let around = |model: &str| {
+        format!(
+            r#"{{"version": "1.0", "truncation": null, "padding": null,
+            "added_tokens": [{{"id": 5, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}}],
+            "normalizer": {{"type": "Sequence", "normalizers": [{{"type": "NFC"}}, {{"type": "Replace", "pattern": {{"String": " "}}, "content": "_"}}]}},
+            "pre_tokenizer": {{"type": "Sequence", "pretokenizers": [{{"type": "Split", "pattern": {{"Regex": "\\w+|_"}}, "behavior": "Isolated", "invert": false}},
+                {{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}}]}},
+            "post_processor": {{"type": "TemplateProcessing", "single": [{{"SpecialToken": {{"id": "<s>", "type_id": 0}}}}, {{"Sequence": {{"id": "A", "type_id": 0}}}}],
+                "pair": [{{"Sequence": {{"id": "A", "type_id": 0}}}}, {{"Sequence": {{"id": "B", "type_id": 1}}}}],
+                "special_tokens": {{"<s>": {{"id": "<s>", "ids": [5], "tokens": ["<s>"]}}}}}},
+            "decoder": {{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}},
+            "model": {model}}}"#
+        )
+    };
+    let models = [
+        r#"{"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false, "byte_fallback": false, "vocab": {"a": 0, "b": 1, "ab": 2, "_": 3, "c": 4}, "merges": [["a", "b"]]}"#,
+        r#"{"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "b", "max_input_chars_per_word": 100, "vocab": {"a": 0, "ba": 1, "bb": 2, "_": 3, "b": 4}}"#,
+        r#"{"type": "Unigram", "unk_id": 0, "byte_fallback": false, "vocab": [["a", 0.0], ["b", -1.5], ["ab", -2.5], ["_", -3.0], ["c", -3.5]]}"#,
+        r#"{"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0, "ab": 1, "b": 2, "_": 3, "c": 4}}"#,
+    ];
+    for (i, model) in models.iter().enumerate() {
+        let file = put(dir.path(), &format!("{i}.json"), around(model));
+        survives(&file, || {
+            let vocab = Vocab::load(Some(&file)).map_err(|error| error.to_string())?;
+            vocab.encode("abba ab <s>c\u{e9}".into()).map_err(|error| error.to_string())?;
+            let mut stream = vocab.stream();
+            (0..8).for_each(|token| drop(stream.push(token)));
+            said(vocab.check_model(1 << 20))
         });
     }
 }
@@ -199,6 +229,10 @@ fn checkpoints_of_transformers() {
         survives(&whole.join(file), || load(&whole));
     }
     survives(&sharded.join("model.safetensors.index.json"), || load(&sharded));
+    // Of a shard too: an index and its shards may contradict each other in more ways.
+    let shard = fs::read_dir(&sharded).expect("readable").map(|entry| entry.expect("readable").path());
+    let shard = shard.filter(|path| path.extension().is_some_and(|extension| extension == "safetensors")).min();
+    survives(&shard.expect("there are several"), || load(&sharded));
 }
 
 #[test]

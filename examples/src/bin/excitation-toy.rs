@@ -6,6 +6,8 @@
 //!
 //! `cargo run -p moe-examples --bin excitation-toy -- toy.svg` writes the picture; it needs no GPU.
 
+#![forbid(unsafe_code)]
+
 use std::fmt::Write;
 
 use burn::backend::Autodiff;

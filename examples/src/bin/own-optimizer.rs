@@ -3,6 +3,8 @@
 //!
 //! The optimizer is Lion ([Chen et al., 2023](https://arxiv.org/abs/2302.06675), algorithm 2), without decay.
 
+#![forbid(unsafe_code)]
+
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module};
 use burn::nn::{Linear, LinearConfig};

@@ -2,6 +2,8 @@
 //!
 //! The task is a function made of pieces, which experts can divide among themselves.
 
+#![forbid(unsafe_code)]
+
 use burn::backend::Autodiff;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};

@@ -5,6 +5,8 @@
 //! [Komatsuzaki et al., 2022](https://arxiv.org/abs/2212.05055); narrower experts are
 //! [He et al., 2024](https://arxiv.org/abs/2410.07524).
 
+#![forbid(unsafe_code)]
+
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::optim::adaptor::OptimizerAdaptor;

@@ -26,7 +26,7 @@ const ACTIVATIONS: [Activation; 3] = [Activation::SwiGlu, Activation::Gelu, Acti
 /// sizes: the third derivative takes 1e-4 of them, rounding `1e-7 / 1e-2`.
 const STEP: f64 = 1e-2;
 const SLOPE_TOLERANCE: f64 = 1e-3;
-const NAMES: [&str; 6] = ["tokens", "gates", "w_in", "w_out", "b_in", "b_out"];
+pub(crate) const NAMES: [&str; 6] = ["tokens", "gates", "w_in", "w_out", "b_in", "b_out"];
 
 pub(crate) fn problem(case: &Case, activation: Activation, bias: bool) -> ExpertFfn {
     let (d, f, e) = (case.d_model, case.d_hidden, case.experts);
@@ -114,7 +114,7 @@ pub(crate) fn check<B: AutodiffMoeBackend>(
     let inputs = Inputs::<B>::new(problem, num_experts, bias, device);
     let output = inputs.output();
     let what = format!("{name}, {:?}, bias {bias}", problem.activation);
-    assert_close(&what, &host(output.clone()), &expected);
+    assert_close(&format!("{what}, output"), &host(output.clone()), &expected);
 
     let found = inputs.gradients(output, &weight);
     for (i, (found, expected)) in found.iter().zip(&expected_grads).enumerate() {

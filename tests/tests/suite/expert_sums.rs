@@ -63,8 +63,8 @@ fn sums_over_the_batch_match_the_loop_over_slots<B: AutodiffMoeBackend>(device: 
             let (shares, plan) = (tensor(&shares, gates.dims(), device), plan(case, device));
             let (_, sums, totals) = expert_ffn_summing(tokens, gates, shares, weights, &plan);
             assert!(!sums.is_require_grad() && !totals.is_require_grad());
-            assert_close(&what, &host(sums.clone()), &expected);
-            assert_close(&what, &host(totals), &expected_totals);
+            assert_close(&format!("{what}, sums"), &host(sums.clone()), &expected);
+            assert_close(&format!("{what}, totals"), &host(totals), &expected_totals);
             let idle = &host(sums)[case.busy * case.d_model..];
             assert!(idle.iter().all(|&sum| sum == 0.0), "{what}: an idle expert put something out");
         }

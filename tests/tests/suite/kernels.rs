@@ -127,6 +127,7 @@ fn a_plan_is_a_stable_sort_with_its_inverse<B: AutodiffMoeBackend>(device: &B::D
 
 fn dispatch_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
     for case in CASES.iter().chain(LARGE_CASES) {
+        let of = |tensor: &str| format!("{}, {tensor}", case.name);
         let (experts, width) = (case.assignment(), case.d_model);
         let tokens = random(case.tokens * width, 2);
         let weight = random(experts.len() * width, 3);
@@ -137,12 +138,13 @@ fn dispatch_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
 
         let grads = backward(rows, &weight);
         let expected = reference::dispatch_grad(&weight, width, &experts, case.top_k);
-        assert_close(case.name, &gradient(&input, &grads), &expected);
+        assert_close(&of("gradient of tokens"), &gradient(&input, &grads), &expected);
     }
 }
 
 fn combine_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
     for case in CASES.iter().chain(LARGE_CASES) {
+        let of = |tensor: &str| format!("{}, {tensor}", case.name);
         let (experts, width) = (case.assignment(), case.d_model);
         let rows = random(experts.len() * width, 4);
         let gates = random(experts.len(), 5);
@@ -152,17 +154,18 @@ fn combine_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
         let gates_in = tensor::<B, 2>(&gates, [case.tokens, case.top_k], device).require_grad();
         let output = combine_rows(rows_in.clone(), gates_in.clone(), &plan(case, device));
         let expected = reference::combine(&rows, &gates, width, &experts, case.top_k);
-        assert_close(case.name, &host(output.clone()), &expected);
+        assert_close(&of("output"), &host(output.clone()), &expected);
 
         let grads = backward(output, &weight);
         let (rows_grad, gates_grad) = reference::combine_grad(&rows, &gates, &weight, width, &experts, case.top_k);
-        assert_close(case.name, &gradient(&rows_in, &grads), &rows_grad);
-        assert_close(case.name, &gradient(&gates_in, &grads), &gates_grad);
+        assert_close(&of("gradient of rows"), &gradient(&rows_in, &grads), &rows_grad);
+        assert_close(&of("gradient of gates"), &gradient(&gates_in, &grads), &gates_grad);
     }
 }
 
 fn grouped_matmul_matches_the_loop_over_experts<B: AutodiffMoeBackend>(device: &B::Device) {
     for case in CASES.iter().chain(LARGE_CASES) {
+        let of = |tensor: &str| format!("{}, {tensor}", case.name);
         let (experts, d, f) = (case.assignment(), case.d_model, case.d_hidden);
         let rows = random(experts.len() * d, 7);
         let matrices = random(case.experts * d * f, 8);
@@ -172,17 +175,18 @@ fn grouped_matmul_matches_the_loop_over_experts<B: AutodiffMoeBackend>(device: &
         let matrices_in = tensor::<B, 3>(&matrices, [case.experts, d, f], device).require_grad();
         let output = grouped_matmul(rows_in.clone(), matrices_in.clone(), &plan(case, device));
         let expected = reference::grouped_matmul(&rows, &matrices, d, f, &experts);
-        assert_close(case.name, &host(output.clone()), &expected);
+        assert_close(&of("output"), &host(output.clone()), &expected);
 
         let grads = backward(output, &weight);
         let (rows_grad, matrices_grad) = reference::grouped_matmul_grad(&rows, &matrices, &weight, d, f, &experts);
-        assert_close(case.name, &gradient(&rows_in, &grads), &rows_grad);
-        assert_close(case.name, &gradient(&matrices_in, &grads), &matrices_grad);
+        assert_close(&of("gradient of rows"), &gradient(&rows_in, &grads), &rows_grad);
+        assert_close(&of("gradient of matrices"), &gradient(&matrices_in, &grads), &matrices_grad);
     }
 }
 
 fn grouped_matmul_transposed_matches_the_loop_over_experts<B: AutodiffMoeBackend>(device: &B::Device) {
     for case in CASES.iter().chain(LARGE_CASES) {
+        let of = |tensor: &str| format!("{}, {tensor}", case.name);
         let (experts, d, f) = (case.assignment(), case.d_model, case.d_hidden);
         let rows = random(experts.len() * f, 7);
         let matrices = random(case.experts * d * f, 8);
@@ -193,17 +197,18 @@ fn grouped_matmul_transposed_matches_the_loop_over_experts<B: AutodiffMoeBackend
         let output = grouped_matmul_transposed(rows_in.clone(), matrices_in.clone(), &plan(case, device));
         // The product's gradient is the transposed product.
         let (expected, matrices_grad) = reference::grouped_matmul_grad(&weight, &matrices, &rows, d, f, &experts);
-        assert_close(case.name, &host(output.clone()), &expected);
+        assert_close(&of("output"), &host(output.clone()), &expected);
 
         let grads = backward(output, &weight);
         let rows_grad = reference::grouped_matmul(&weight, &matrices, d, f, &experts);
-        assert_close(case.name, &gradient(&rows_in, &grads), &rows_grad);
-        assert_close(case.name, &gradient(&matrices_in, &grads), &matrices_grad);
+        assert_close(&of("gradient of rows"), &gradient(&rows_in, &grads), &rows_grad);
+        assert_close(&of("gradient of matrices"), &gradient(&matrices_in, &grads), &matrices_grad);
     }
 }
 
 fn grouped_outer_matches_the_loop_over_experts<B: AutodiffMoeBackend>(device: &B::Device) {
     for case in CASES.iter().chain(LARGE_CASES) {
+        let of = |tensor: &str| format!("{}, {tensor}", case.name);
         let (experts, d, f) = (case.assignment(), case.d_model, case.d_hidden);
         let lhs = random(experts.len() * d, 7);
         let rhs = random(experts.len() * f, 8);
@@ -214,12 +219,12 @@ fn grouped_outer_matches_the_loop_over_experts<B: AutodiffMoeBackend>(device: &B
         let output = grouped_outer(lhs_in.clone(), rhs_in.clone(), &plan(case, device));
         // The product's gradient of the weights is the outer product.
         let (lhs_grad, expected) = reference::grouped_matmul_grad(&lhs, &weight, &rhs, d, f, &experts);
-        assert_close(case.name, &host(output.clone()), &expected);
+        assert_close(&of("output"), &host(output.clone()), &expected);
 
         let grads = backward(output, &weight);
         let rhs_grad = reference::grouped_matmul(&lhs, &weight, d, f, &experts);
-        assert_close(case.name, &gradient(&lhs_in, &grads), &lhs_grad);
-        assert_close(case.name, &gradient(&rhs_in, &grads), &rhs_grad);
+        assert_close(&of("gradient of lhs"), &gradient(&lhs_in, &grads), &lhs_grad);
+        assert_close(&of("gradient of rhs"), &gradient(&rhs_in, &grads), &rhs_grad);
     }
 }
 
@@ -241,10 +246,10 @@ fn swiglu_matches_the_formula_and_finite_differences<B: AutodiffMoeBackend>(devi
 
         let input = tensor::<B, 2>(&values, [rows, 2 * f], device).require_grad();
         let output = swiglu(input.clone());
-        assert_close("swiglu", &host(output.clone()), &reference::swiglu(&values, f));
+        assert_close("output", &host(output.clone()), &reference::swiglu(&values, f));
 
         let numeric = numeric_gradient_by_rows(&values, &weight, rows, |_, row| reference::swiglu(row, f));
-        assert_close("swiglu gradient", &gradient(&input, &backward(output, &weight)), &numeric);
+        assert_close("gradient of x", &gradient(&input, &backward(output, &weight)), &numeric);
     }
 }
 
@@ -256,8 +261,8 @@ fn gelu_matches_the_formula_and_its_exact_gradient<B: AutodiffMoeBackend>(device
 
     let input = tensor::<B, 2>(&POINTS, [1, 5], device).require_grad();
     let output = gelu(input.clone());
-    assert_close("gelu", &host(output.clone()), &VALUES);
-    assert_close("gelu gradient", &gradient(&input, &backward(output, &[1.0; 5])), &SLOPES);
+    assert_close("output", &host(output.clone()), &VALUES);
+    assert_close("gradient of x", &gradient(&input, &backward(output, &[1.0; 5])), &SLOPES);
 }
 
 /// More numbers than a thread takes at a time.
@@ -267,10 +272,10 @@ fn gelu_of_several_blocks_matches_its_series<B: AutodiffMoeBackend>(device: &B::
     let weight = random(rows * width, 14);
     let input = tensor::<B, 2>(&values, shape, device).require_grad();
     let output = gelu(input.clone());
-    assert_close("gelu", &host(output.clone()), &reference::gelu(&values));
+    assert_close("output", &host(output.clone()), &reference::gelu(&values));
 
     let numeric = numeric_gradient_by_rows(&values, &weight, values.len(), |_, x| reference::gelu(x));
-    assert_close("gelu gradient", &gradient(&input, &backward(output, &weight)), &numeric);
+    assert_close("gradient of x", &gradient(&input, &backward(output, &weight)), &numeric);
 }
 
 fn combining_dispatched_rows_with_mean_gates_is_the_identity<B: AutodiffMoeBackend>(device: &B::Device) {

@@ -3,15 +3,17 @@
 use burn::module::Param;
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
+use moe_kernels::reference::{self, ExpertFfn};
 use moe_kernels::sum_dim;
 use moe_layers::{
     Activation, AutodiffMoeBackend, BalanceConvention, Experts, ExpertsConfig, Moe, MoeConfig, Routing, RoutingStats,
     dispatch, load_balance_loss, load_balance_loss_pooled, router_z_loss,
 };
-use moe_tests::{CASES, Case, assert_close, host, on_every_backend, on_software_gpu, random, tensor};
+use moe_tests::{CASES, Case, assert_close, cases, host, on_every_backend, on_software_gpu, random, tensor};
 
 on_every_backend!(
     grouped_dispatch_matches_the_dense_oracle,
+    grouped_dispatch_matches_the_loops,
     router_gradient_matches_the_closed_form,
     relabelling_experts_changes_nothing,
     the_order_of_tokens_changes_nothing,
@@ -79,6 +81,37 @@ fn grouped_dispatch_matches_the_dense_oracle<B: AutodiffMoeBackend>(device: &B::
             }
         }
     }
+}
+
+fn grouped_dispatch_matches_the_loops<B: AutodiffMoeBackend>(device: &B::Device) {
+    for case in cases(2) {
+        for (activation, bias) in VARIANTS {
+            let found = values_and_gradients::<B>(case, activation, bias, dispatch::grouped, DType::F32, device);
+            for ((name, found), (_, expected)) in found.iter().zip(&by_loops(case, activation, bias)) {
+                assert_close(&format!("{}, {activation:?}, {name}", case.name), found, expected);
+            }
+        }
+    }
+}
+
+/// What [`values_and_gradients`] are, in f64.
+pub(crate) fn by_loops(case: &Case, activation: Activation, bias: bool) -> Vec<(&'static str, Vec<f64>)> {
+    let (t, k, e, d, f) = (case.tokens, case.top_k, case.experts, case.d_model, case.d_hidden);
+    let c = activation.columns(f);
+    let of_bias = |length: usize, seed| if bias { random(length, seed) } else { vec![0.0; length] };
+    let inputs = [
+        random(t * d, 7),
+        random(t * k, 8),
+        random(e * d * c, 1),
+        random(e * f * d, 2),
+        of_bias(e * c, 3),
+        of_bias(e * d, 4),
+    ];
+    let network = ExpertFfn { d_model: d, d_hidden: f, activation, experts: case.assignment(), top_k: k, inputs };
+    let (output, grads) = reference::expert_ffn(&network, &random(t * d, 9));
+    let names = ["tokens", "gates", "w_in", "w_out", "b_in", "b_out"];
+    let grads = names.into_iter().zip(grads).take(if bias { 6 } else { 4 });
+    std::iter::once(("output", output)).chain(grads).collect()
 }
 
 type Path<B> = fn(Tensor<B, 2>, &Experts<B>, &Routing<B>) -> Tensor<B, 2>;
@@ -244,7 +277,7 @@ fn balance_losses_match_a_computation_by_hand<B: AutodiffMoeBackend>(device: &B:
         (BalanceConvention::GShard, [2.0, 1.0, 0.0].map(|n| n / 3.0)),
     ] {
         let loss = host(load_balance_loss(&routing, convention));
-        assert_close(&format!("{convention:?}"), &loss, &[by_hand(fractions)]);
+        assert_close(&format!("{convention:?}, output"), &loss, &[by_hand(fractions)]);
     }
 }
 
@@ -254,7 +287,7 @@ fn the_balance_gradient_flows_through_the_probabilities_only<B: AutodiffMoeBacke
     let loss = load_balance_loss(&small_routing(probs.clone()), BalanceConvention::Switch);
     let gradient = host(probs.grad(&loss.backward()).expect("tracked"));
     let row = SLOTS.map(|n| 3.0 * (n / 6.0) / 3.0);
-    assert_close("probs", &gradient, &[row, row, row].concat());
+    assert_close("gradient of probs", &gradient, &[row, row, row].concat());
 }
 
 fn pooled_balance_treats_layers_as_one_batch<B: AutodiffMoeBackend>(device: &B::Device) {
@@ -277,11 +310,11 @@ fn z_loss_matches_a_computation_by_hand<B: AutodiffMoeBackend>(device: &B::Devic
     let loss = router_z_loss(&Routing::new(logits.clone(), softmax(logits.clone(), 1), gates, experts));
 
     let lse = LOGITS.map(|row| row[0] + (1.0 + (row[1] - row[0]).exp()).ln());
-    assert_close("z", &host(loss.clone()), &[lse.iter().map(|l| l * l).sum::<f64>() / 2.0]);
+    assert_close("output", &host(loss.clone()), &[lse.iter().map(|l| l * l).sum::<f64>() / 2.0]);
 
     let gradient = host(logits.grad(&loss.backward()).expect("tracked"));
     let expected = [0, 1].map(|t| LOGITS[t].map(|l| 2.0 * lse[t] / 2.0 * (l - lse[t]).exp()));
-    assert_close("gradient", &gradient, &expected.concat());
+    assert_close("gradient of logits", &gradient, &expected.concat());
 }
 
 fn statistics_match_a_computation_by_hand<B: AutodiffMoeBackend>(device: &B::Device) {

@@ -2,9 +2,9 @@
 
 use burn::tensor::Tensor;
 use moe_kernels::{AutodiffMoeBackend, linear, linear_transposed, reference};
-use moe_tests::{assert_close, host, on_every_backend_and_unfused, random, tensor};
+use moe_tests::{assert_close, host, on_every_path, random, tensor};
 
-on_every_backend_and_unfused!(
+on_every_path!(
     linear_matches_the_loop,
     linear_transposed_matches_the_loop,
     a_vector_among_the_operands_changes_nothing,
@@ -46,7 +46,7 @@ fn matches_the_loop<B: AutodiffMoeBackend>(
         assert_close("output", &host(output.clone()), &y);
         let grads = (output * tensor::<B, 2>(&grad, [rows, d_out], device)).sum().backward();
         assert_close("gradient of x", &host(x_in.grad(&grads).expect("tracked")), &dx);
-        assert_close("gradient of the weight", &host(weight_in.grad(&grads).expect("tracked")), &laid(&dw));
+        assert_close("gradient of weight", &host(weight_in.grad(&grads).expect("tracked")), &laid(&dw));
     }
 }
 

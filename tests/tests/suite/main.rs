@@ -14,6 +14,7 @@ mod partial_plan;
 mod reduce;
 mod routers;
 mod shared_experts;
+mod torch_layer;
 
 #[cfg(feature = "flex")]
 mod kernels_panics;

@@ -7,7 +7,7 @@ use moe_kernels::{
 };
 use moe_tests::{Case, LARGE_CASES, assert_close, cases, host, on_every_path, random, tensor};
 
-use crate::expert_ffn::{Inputs, problem};
+use crate::expert_ffn::{Inputs, NAMES, problem};
 
 on_every_path!(
     a_slot_that_nobody_serves_is_one_with_a_gate_of_zero,
@@ -46,9 +46,9 @@ fn check<B: AutodiffMoeBackend>(case: &Case, activation: Activation, every: usiz
     let inputs = Inputs::<B>::with_plan(&partial, plan_of(&partial, case.experts, device), device);
     let output = inputs.output();
     let what = format!("{}, {activation:?}, every {every}th dropped", case.name);
-    assert_close(&what, &host(output.clone()), &expected);
-    for (i, (found, expected)) in inputs.gradients(output, &weight).iter().zip(&expected_grads).enumerate() {
-        assert_close(&format!("{what}, gradient {i}"), found.as_ref().expect("tracked"), expected);
+    assert_close(&format!("{what}, output"), &host(output.clone()), &expected);
+    for ((found, expected), name) in inputs.gradients(output, &weight).iter().zip(&expected_grads).zip(NAMES) {
+        assert_close(&format!("{what}, gradient of {name}"), found.as_ref().expect("tracked"), expected);
     }
 }
 

@@ -25,11 +25,11 @@ fn sums_match_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
         let output = sum_dim(x_in.clone(), dim);
         let weight = random(x.len() / SHAPE[dim], 2);
         let grads = (output.clone() * tensor(&weight, output.dims(), device)).sum().backward();
-        assert_close("sums", &host(output), &sums(&x, dim));
+        assert_close("output", &host(output), &sums(&x, dim));
         let stride = SHAPE[dim + 1..].iter().product::<usize>();
         let of_sum = |i: usize| weight[i / (stride * SHAPE[dim]) * stride + i % stride];
         let expected: Vec<f64> = (0..x.len()).map(of_sum).collect();
-        assert_close("gradient", &host(x_in.grad(&grads).expect("tracked")), &expected);
+        assert_close("gradient of x", &host(x_in.grad(&grads).expect("tracked")), &expected);
     }
 }
 
@@ -50,7 +50,7 @@ fn quotients_match_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {
         for i in 0..x.len() {
             of_divisors[i / width] -= grad[i] * x[i] / divisors[i / width].powi(2);
         }
-        assert_close("gradient of the divisors", &host(divisors_in.grad(&grads).expect("tracked")), &of_divisors);
+        assert_close("gradient of divisors", &host(divisors_in.grad(&grads).expect("tracked")), &of_divisors);
     }
 }
 

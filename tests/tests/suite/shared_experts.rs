@@ -5,9 +5,9 @@ use burn::tensor::Tensor;
 use moe_kernels::Activation;
 use moe_kernels::reference::{self, ExpertFfn};
 use moe_layers::{AutodiffMoeBackend, Moe, MoeConfig};
-use moe_tests::{assert_close, host, on_every_backend, random, tensor};
+use moe_tests::{assert_close, host, on_every_backend_and_portable, random, tensor};
 
-on_every_backend!(
+on_every_backend_and_portable!(
     values_and_gradients_match_the_loops,
     a_layer_adds_them_to_its_routed_experts,
     no_tokens_are_no_output,

@@ -110,6 +110,43 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), whole);
     }
 
+    /// An error, or a report of what is still there; never a panic.
+    #[test]
+    fn changed_lines_are_an_error_or_make_a_report() {
+        let (path, runs) = (file("changed"), grid(Scale::Cpu));
+        let mut results = Results::open(&path).unwrap();
+        let last = json!({"loss": 1.5, "layers": [{"layer": 1, "load_ratio": 1.1, "default": {"norms": [0.5], "moved": 0.1}}]});
+        for run in &runs[..4] {
+            let losses = Map::from_iter([("top-k".to_string(), json!(1.25)), ("frozen".to_string(), json!(1.5))]);
+            results.add(line(run, 7, Some(losses), &last)).unwrap();
+        }
+        let whole = fs::read(&path).unwrap();
+        let mut refused = 0;
+        let mut state = 1u64;
+        let mut random = |below: usize| {
+            // Knuth's constants of MMIX: any order will do.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below
+        };
+        for _ in 0..1500 {
+            let mut bytes = whole.clone();
+            let at = random(bytes.len());
+            match random(5) {
+                0 => bytes.truncate(at),
+                1 => bytes[at] ^= 1 << random(8),
+                2 => drop(bytes.splice(at..at + 1, *b"999999999999999999")),
+                3 => drop(bytes.splice(at..at + 1, *b"[[[[null]]")),
+                _ => bytes.extend_from_within(at..),
+            }
+            fs::write(&path, bytes).unwrap();
+            match Results::open(&path) {
+                Ok(results) => assert!(!super::super::report::markdown(&results, Scale::Cpu).is_empty()),
+                Err(message) => refused += usize::from(message.contains("results.jsonl")),
+            }
+        }
+        assert!(refused > 0, "no change was ever noticed");
+    }
+
     #[test]
     fn a_line_that_is_no_result_is_named() {
         let path = file("bad");

@@ -137,9 +137,12 @@ impl Shard {
         let header = read_header(&mut file, len).map_err(damaged)?;
         let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| damaged(error.to_string()))?;
         let data = LENGTH_BYTES + header.len() as u64;
-        let whole = data + metadata.data_len() as u64;
-        if len != whole {
-            return Err(damaged(format!("it has {len} bytes, and its header asks for {whole}")));
+        let asked = metadata.data_len() as u64;
+        if data.checked_add(asked) != Some(len) {
+            return Err(damaged(format!(
+                "its header of {data} bytes is followed by {}, and asks for {asked}",
+                len - data
+            )));
         }
         Ok(Self { path: path.into(), file, data, header: metadata })
     }

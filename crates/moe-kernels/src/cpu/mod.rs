@@ -32,3 +32,6 @@ pub(crate) use softmax::{
     cross_entropy, cross_entropy_backward, log_sum_exp, log_sum_exp_backward, softmax, softmax_backward,
 };
 pub(crate) use top_k::{clear_chosen, top_k, top_k_backward};
+
+#[cfg(test)]
+mod tests;

@@ -95,6 +95,9 @@ pub enum DataError {
         /// What the system said.
         source: io::Error,
     },
+    /// A file of a directory that is elsewhere.
+    #[error("`{0}` is a link that leads out of its directory, or to nothing: copy what it names, or pass that")]
+    LinkOut(PathBuf),
     /// No text at all.
     #[error("`{0}` holds no text: pass a text file or a directory of text files")]
     Empty(PathBuf),

@@ -8,7 +8,8 @@
 //! | a directory of fewer files | the last `valid_fraction` of all files in a row |
 //! | anything, with `--valid` | all of the latter |
 //!
-//! A directory is read with all below it; hidden files and files that are not text (UTF-8 without NUL) are skipped.
+//! A directory is read with all below it; hidden files, links to directories and files that are not text (UTF-8 without NUL) are
+//! skipped. A link to a file outside of it is an error.
 
 use std::{
     fs, io,
@@ -17,6 +18,7 @@ use std::{
 
 use super::{DataError, corpus};
 use crate::config::DataConfig;
+use crate::links::leads_out;
 
 /// From this many files on, whole files are held out: every `HELD_OUT_FILE`th.
 const HELD_OUT_FILE: usize = 10;
@@ -41,9 +43,10 @@ impl Split {
     pub fn load(config: &DataConfig) -> Result<Self, DataError> {
         match (&config.path, &config.valid_path) {
             (None, _) => corpus::load(),
-            (Some(path), Some(valid)) => Self::of_two(path, valid),
+            (Some(path), Some(valid)) => Ok(Self::of_two(Texts::read(path, path)?, Texts::read(valid, valid)?)),
             (Some(path), None) if path.join("train").is_dir() && path.join("valid").is_dir() => {
-                Self::of_two(&path.join("train"), &path.join("valid"))
+                let part = |name: &str| Texts::read(&path.join(name), path);
+                Ok(Self::of_two(part("train")?, part("valid")?))
             }
             (Some(path), None) => Self::of_one(path, config.valid_fraction),
         }
@@ -57,14 +60,13 @@ impl Split {
         hasher.finalize()
     }
 
-    fn of_two(train: &Path, valid: &Path) -> Result<Self, DataError> {
-        let (train_text, valid_text) = (Texts::read(train)?, Texts::read(valid)?);
-        let description = format!("{}; held out: {}", train_text.description, valid_text.description);
-        Ok(Self { train: train_text.concat(), valid: valid_text.concat(), description })
+    fn of_two(train: Texts, valid: Texts) -> Self {
+        let description = format!("{}; held out: {}", train.description, valid.description);
+        Self { train: train.concat(), valid: valid.concat(), description }
     }
 
     fn of_one(path: &Path, valid_fraction: f64) -> Result<Self, DataError> {
-        let texts = Texts::read(path)?;
+        let texts = Texts::read(path, path)?;
         if texts.files.len() >= HELD_OUT_FILE {
             return Ok(texts.hold_out_files());
         }
@@ -82,7 +84,7 @@ impl Split {
 /// [`DataError`] if the path is missing, unreadable or without text.
 pub fn load_whole(path: &Path) -> Result<(Vec<u8>, String), DataError> {
     let valid = path.join("valid");
-    let texts = Texts::read(if valid.is_dir() { &valid } else { path })?;
+    let texts = Texts::read(if valid.is_dir() { &valid } else { path }, path)?;
     let description = texts.description.clone();
     Ok((texts.concat(), description))
 }
@@ -94,8 +96,9 @@ struct Texts {
 }
 
 impl Texts {
-    fn read(path: &Path) -> Result<Self, DataError> {
-        let texts = if path.is_dir() { Self::of_directory(path)? } else { Self::of_file(path)? };
+    /// Those of a directory must not be links out of `root`, which is `path` or around it.
+    fn read(path: &Path, root: &Path) -> Result<Self, DataError> {
+        let texts = if path.is_dir() { Self::of_directory(path, root)? } else { Self::of_file(path)? };
         if texts.files.iter().all(Vec::is_empty) { Err(DataError::Empty(path.into())) } else { Ok(texts) }
     }
 
@@ -104,11 +107,14 @@ impl Texts {
         Ok(Self { description: format!("{} ({} bytes)", path.display(), text.len()), files: vec![text] })
     }
 
-    fn of_directory(path: &Path) -> Result<Self, DataError> {
+    fn of_directory(path: &Path, root: &Path) -> Result<Self, DataError> {
         let mut paths = Vec::new();
         let mut skipped = collect_files(path, &mut paths)?;
         let mut files = Vec::new();
         for file in &paths {
+            if leads_out(root, file) {
+                return Err(DataError::LinkOut(file.clone()));
+            }
             let text = read_file(file)?;
             if is_text(&text) { files.push(text) } else { skipped += 1 }
         }
@@ -253,6 +259,21 @@ mod tests {
         let split = load(dir.path()).unwrap();
         assert_eq!(split.train.len() + split.valid.len(), 10);
         assert!(split.description.contains("1 files, 10 bytes, 3 hidden or binary skipped"), "{}", split.description);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_out_of_a_directory_is_refused_and_one_within_is_read() {
+        use std::os::unix::fs::symlink;
+        let dir = directory(&[("data/train/a", b"0123456789"), ("data/valid/v", b"V"), ("secret", b"S")]);
+        let at = |name: &str| dir.path().join(name);
+        symlink("../valid/v", at("data/train/within")).unwrap();
+        assert_eq!(load(&at("data")).unwrap().train, b"0123456789V");
+        symlink("../../secret", at("data/train/out")).unwrap();
+        let refused = load(&at("data")).unwrap_err();
+        assert!(matches!(&refused, DataError::LinkOut(path) if path.ends_with("train/out")), "{refused}");
+        // Named by itself it is what was asked for.
+        assert_eq!(load_whole(&at("data/train/out")).unwrap().0, b"S");
     }
 
     #[test]

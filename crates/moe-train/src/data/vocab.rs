@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::{DataError, TextStream, Tokens};
@@ -37,6 +38,8 @@ impl Vocab {
         }
         let fault = |reason: String| DataError::Tokenizer { path: path.into(), reason };
         let text = fs::read(path).map_err(|error| fault(error.to_string()))?;
+        // Read as JSON first, strings and all: where a file is none the library panics.
+        serde_json::from_slice::<Value>(&text).map_err(|error| fault(error.to_string()))?;
         let mut tokenizer = Tokenizer::from_bytes(text).map_err(|error| fault(error.to_string()))?;
         tokenizer.with_truncation(None).map_err(|error| fault(error.to_string()))?.with_padding(None);
         Ok(Self::Tokenizer(Box::new(tokenizer)))
@@ -177,6 +180,20 @@ mod tests {
             assert!(matches!(Vocab::load(Some(&path)), Err(DataError::Tokenizer { .. })), "{text}");
         }
         assert!(matches!(Vocab::load(Some(Path::new("no/tokenizer.json"))), Err(DataError::Missing(_))));
+    }
+
+    #[test]
+    fn a_tokenizer_cut_short_anywhere_is_refused() {
+        let Vocab::Tokenizer(whole) = tokenizer() else { unreachable!("a tokenizer was loaded") };
+        let text = whole.to_string(false).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        for len in 0..text.len() {
+            fs::write(&path, &text[..text.floor_char_boundary(len)]).unwrap();
+            assert!(matches!(Vocab::load(Some(&path)), Err(DataError::Tokenizer { .. })), "{len}");
+        }
+        fs::write(&path, text).unwrap();
+        assert!(Vocab::load(Some(&path)).is_ok());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::source::unreadable;
 use super::{ImageError, ImageSet};
+use crate::links::leads_out;
 
 const EXTENSIONS: [&str; 4] = ["png", "jpg", "jpeg", "bmp"];
 
@@ -28,11 +29,13 @@ pub(super) fn is_in(dir: &Path) -> bool {
 }
 
 impl Files {
-    /// The files below `dir`, whose folders are the classes.
-    pub(super) fn list(dir: &Path) -> Result<Self, ImageError> {
+    /// The files below `dir`, whose folders are the classes. A link must not lead out of `root`, which is `dir` or around it.
+    pub(super) fn list(dir: &Path, root: &Path) -> Result<Self, ImageError> {
         let (mut classes, mut files) = (Vec::new(), Vec::new());
         for folder in folders(dir)? {
+            refuse_link_out(root, &folder)?;
             let images = images_in(&folder)?;
+            images.iter().try_for_each(|path| refuse_link_out(root, path))?;
             if images.is_empty() {
                 let advice = "remove the folder, or put PNG, JPEG or BMP files into it";
                 return Err(ImageError::Empty { part: format!("`{}`", folder.display()), advice });
@@ -76,22 +79,31 @@ impl Files {
     }
 }
 
-/// `[C, size, size]`: the shorter side scaled to `size`, the middle of the longer one.
+/// `[C, size, size]`: the square in the middle, scaled.
 fn decode(path: &Path, channels: usize, size: usize) -> Result<Vec<u8>, ImageError> {
+    let damaged = |reason: String| ImageError::Damaged { path: path.into(), reason };
     let image = image::open(path).map_err(|error| match error {
         image::ImageError::IoError(source) => ImageError::Unreadable { path: path.into(), source },
-        error => ImageError::Damaged { path: path.into(), reason: error.to_string() },
+        error => damaged(error.to_string()),
     })?;
-    let image = square(image, size as u32);
+    if image.width() == 0 || image.height() == 0 {
+        return Err(damaged("it has no pixels".into()));
+    }
+    let image = square(&image, size as u32);
     let interleaved = if channels == 1 { image.into_luma8().into_raw() } else { image.into_rgb8().into_raw() };
     Ok((0..channels).flat_map(|channel| interleaved.iter().skip(channel).step_by(channels)).copied().collect())
 }
 
-fn square(image: DynamicImage, size: u32) -> DynamicImage {
-    if (image.width(), image.height()) == (size, size) {
-        return image;
-    }
-    image.resize_to_fill(size, size, FilterType::Triangle)
+/// Cropped before it is scaled: a strip of a few pixels by a million, scaled as a whole, would take any memory there is.
+fn square(image: &DynamicImage, size: u32) -> DynamicImage {
+    let (width, height) = (image.width(), image.height());
+    let side = width.min(height);
+    let middle = image.crop_imm((width - side) / 2, (height - side) / 2, side, side);
+    if side == size { middle } else { middle.resize_exact(size, size, FilterType::Triangle) }
+}
+
+fn refuse_link_out(root: &Path, path: &Path) -> Result<(), ImageError> {
+    if leads_out(root, path) { Err(ImageError::LinkOut(path.into())) } else { Ok(()) }
 }
 
 /// The folders in `dir` that are not hidden, in the order of their names.
@@ -145,7 +157,7 @@ pub(super) mod tests {
         write(dir.path(), &["cat", "ant", ".hidden"], &[2, 3, 1]);
         fs::write(dir.path().join("ant/notes.txt"), "not an image").expect("writable");
         assert!(is_in(dir.path()));
-        let files = Files::list(dir.path()).expect("readable");
+        let files = Files::list(dir.path(), dir.path()).expect("readable");
         assert_eq!(files.classes, ["ant", "cat"]);
         let set = files.decode(3, 4).expect("whole");
         assert_eq!((set.len(), set.label(2), set.label(3)), (5, 0, 1));
@@ -160,16 +172,50 @@ pub(super) mod tests {
         // Black, then white in the middle third, twice as large as asked for.
         let image = GrayImage::from_fn(12, 4, |x, _| Luma([if (4..8).contains(&x) { 255 } else { 0 }]));
         image.save(dir.path().join("only/stripe.png")).expect("writable");
-        let set = Files::list(dir.path()).expect("readable").decode(1, 2).expect("whole");
+        let set = Files::list(dir.path(), dir.path()).expect("readable").decode(1, 2).expect("whole");
         assert_eq!(set.numbers(), 4);
         assert!(set.pixels(0).iter().all(|&pixel| pixel > 200), "{:?}", set.pixels(0));
+    }
+
+    /// Of a strip, all of which would have to be as wide as the middle: 4 GB for one image.
+    #[test]
+    fn a_long_strip_takes_the_memory_of_its_middle() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::create_dir(dir.path().join("only")).expect("writable");
+        let strip = GrayImage::from_fn(100_000, 1, |x, _| Luma([if x == 49_999 { 255 } else { 0 }]));
+        strip.save(dir.path().join("only/strip.png")).expect("writable");
+        let set = Files::list(dir.path(), dir.path()).expect("readable").decode(1, 200).expect("whole");
+        assert_eq!(set.pixels(0), vec![255; 200 * 200]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_out_of_the_data_set_is_refused_and_one_within_is_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        write(&dir.path().join("data"), &["a", "b"], &[1, 2]);
+        write(dir.path(), &["outside"], &[1]);
+        let link = |target: &str, name: &str| {
+            std::os::unix::fs::symlink(target, dir.path().join("data").join(name)).expect("writable");
+        };
+        let list = || {
+            let data = dir.path().join("data");
+            Files::list(&data, &data)
+        };
+        link("../b/01.png", "a/within.png");
+        assert_eq!(list().expect("it is inside").files.len(), 4);
+        for (target, name) in [("../../outside/00.png", "a/out.png"), ("../outside", "c")] {
+            link(target, name);
+            let refused = list().err().expect("it leads out");
+            assert!(matches!(&refused, ImageError::LinkOut(path) if path.ends_with(name)), "{refused}");
+            fs::remove_file(dir.path().join("data").join(name)).expect("writable");
+        }
     }
 
     #[test]
     fn a_part_of_every_class_is_held_out() {
         let dir = tempfile::tempdir().expect("a directory");
         write(dir.path(), &["a", "b"], &[20, 10]);
-        let (train, valid) = Files::list(dir.path()).expect("readable").hold_out(0.1);
+        let (train, valid) = Files::list(dir.path(), dir.path()).expect("readable").hold_out(0.1);
         let labels = |files: &Files| files.files.iter().map(|(_, label)| *label).collect::<Vec<_>>();
         assert_eq!((train.files.len(), labels(&valid)), (27, vec![0, 0, 1]));
         assert!(valid.files.iter().all(|file| !train.files.contains(file)));
@@ -179,7 +225,7 @@ pub(super) mod tests {
     fn labels_are_those_of_the_training_classes() {
         let dir = tempfile::tempdir().expect("a directory");
         write(dir.path(), &["b", "c"], &[1, 1]);
-        let files = || Files::list(dir.path()).expect("readable");
+        let files = || Files::list(dir.path(), dir.path()).expect("readable");
         let known = ["a", "b", "c"].map(String::from);
         let set = files().relabelled(&known).expect("both are known").decode(3, 4).expect("whole");
         assert_eq!((set.label(0), set.label(1)), (1, 2));
@@ -191,10 +237,11 @@ pub(super) mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         write(dir.path(), &["a"], &[1]);
         fs::write(dir.path().join("a/99.png"), "not a PNG").expect("writable");
-        let refused = Files::list(dir.path()).expect("readable").decode(3, 4).expect_err("a broken file").to_string();
+        let refused =
+            Files::list(dir.path(), dir.path()).expect("readable").decode(3, 4).expect_err("a broken file").to_string();
         assert!(refused.contains("99.png` is damaged"), "{refused}");
         fs::create_dir(dir.path().join("b")).expect("writable");
-        let refused = Files::list(dir.path()).err().expect("an empty folder").to_string();
+        let refused = Files::list(dir.path(), dir.path()).err().expect("an empty folder").to_string();
         assert!(refused.contains("no images in `") && refused.contains("/b`"), "{refused}");
     }
 }

@@ -67,6 +67,11 @@ pub enum ImageError {
         /// What the system said.
         source: io::Error,
     },
+    /// A file or a folder of a class that is elsewhere.
+    #[error(
+        "`{0}` is a link that leads out of its data set, or to nothing: copy what it names, or pass the folder that has it"
+    )]
+    LinkOut(PathBuf),
     /// None of the layouts.
     #[error(
         "`{0}` holds no images as the program knows them: pass a directory with CIFAR-10's data_batch_1.bin to 5 and test_batch.bin, \

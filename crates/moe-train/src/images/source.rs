@@ -107,10 +107,11 @@ impl ImageSource {
                 (train, valid, (0..classes).map(|class| class.to_string()).collect())
             }
             Self::Folders { train, valid } => {
-                let files = Files::list(train)?;
+                let root = around(train, valid.as_deref());
+                let files = Files::list(train, root)?;
                 let classes = files.classes.clone();
                 let (train, valid) = match valid {
-                    Some(valid) => (files, Files::list(valid)?.relabelled(&classes)?),
+                    Some(valid) => (files, Files::list(valid, around(valid, Some(train)))?.relabelled(&classes)?),
                     None => files.hold_out(valid_fraction),
                 };
                 (train.decode(channels, size)?, valid.decode(channels, size)?, classes)
@@ -133,7 +134,7 @@ impl ImageSource {
             Self::Cifar(dir) => cifar::test(&dir)?,
             Self::Idx(dir) => idx::test(&dir)?,
             Self::Folders { train, valid } => {
-                Files::list(&valid.unwrap_or(train))?.relabelled(classes)?.decode(channels, size)?
+                Files::list(&valid.unwrap_or(train), path)?.relabelled(classes)?.decode(channels, size)?
             }
         };
         not_empty(&set, &format!("`{}`", path.display()), "pass a directory with some")?;
@@ -164,6 +165,12 @@ impl std::fmt::Display for ImageSource {
             }
         }
     }
+}
+
+/// The folder that links in `part` must not lead out of: the one with both parts, if there is one, else its own.
+fn around<'a>(part: &'a Path, other: Option<&Path>) -> &'a Path {
+    let parent = part.parent().filter(|parent| other.is_some_and(|other| other.parent() == Some(parent)));
+    parent.unwrap_or(part)
 }
 
 fn number_of_classes(set: &ImageSet) -> usize {

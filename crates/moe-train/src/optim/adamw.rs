@@ -55,7 +55,8 @@ impl FusedAdamW {
             None => AdaptiveMomentumState::new(0, tensor.zeros_like(), tensor.zeros_like()),
         };
         let Self { beta_1, beta_2, epsilon, weight_decay } = *self;
-        let step = AdamWStep { lr, beta_1, beta_2, epsilon, weight_decay, time: time + 1, grad_factor: 1.0 };
+        let step =
+            AdamWStep { lr, beta_1, beta_2, epsilon, weight_decay, time: time.saturating_add(1), grad_factor: 1.0 };
         let moments = [moment_1, moment_2];
         let (tensor, [moment_1, moment_2]) = match scale {
             None => adamw_step(tensor, grad, moments, &step),

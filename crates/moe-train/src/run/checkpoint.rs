@@ -164,7 +164,7 @@ impl Checkpoints {
         let manifest = self.manifest(step)?;
         let optim_bytes = self.file(step, &manifest, OPTIM_FILE)?;
         let model = self.load_into(step, &manifest, model, device)?;
-        let record = record::decode::<B, O::Record>(optim_bytes, device)
+        let record = record::decode_state::<B, O::Record>(optim_bytes, &model, device)
             .map_err(|error| self.mismatch(step, &format!("optimizer state: {error}")))?;
         Ok(Some((model, optim.load_record(record), manifest.state)))
     }

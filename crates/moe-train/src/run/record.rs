@@ -1,19 +1,19 @@
 //! burn records to bytes and back: the only place that touches them.
 //!
-//! Records are named MessagePack with f32 floats, so f32 values keep every bit. burn panics when a
-//! record does not fit a module, so the shapes inside the bytes are compared with the module first.
+//! Records are named MessagePack with f32 floats, so f32 values keep every bit. burn panics when a record contradicts itself or does
+//! not fit a module, so what the bytes say is compared with the module first.
 
-use std::{collections::BTreeMap, fmt};
+mod tree;
+
+use std::collections::BTreeMap;
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
     record::{FullPrecisionSettings, NamedMpkBytesRecorder, Record, Recorder, RecorderError},
     tensor::{Bool, Int, Tensor, backend::Backend},
 };
-use serde::{
-    Deserialize, Deserializer,
-    de::{Error, MapAccess, SeqAccess, Visitor},
-};
+
+use tree::RecordTree;
 
 type BytesRecorder = NamedMpkBytesRecorder<FullPrecisionSettings>;
 
@@ -39,20 +39,37 @@ pub(crate) fn encode_module<B: Backend, M: Module<B>>(module: &M) -> Result<Vec<
     encode::<B, _>(module.clone().into_record())
 }
 
-/// Decodes what [`encode`] made. The bytes must be known to be whole: burn may panic on others.
-pub(crate) fn decode<B: Backend, R: Record<B>>(bytes: Vec<u8>, device: &B::Device) -> Result<R, RecordError> {
-    Recorder::<B>::load(&BytesRecorder::default(), bytes, device).map_err(RecordError::from)
+/// Decodes the record of an optimizer of `module`, which must keep tensors of its parameters' shapes, as AdamW does.
+pub(crate) fn decode_state<B: Backend, R: Record<B>>(
+    bytes: Vec<u8>,
+    module: &impl Module<B>,
+    device: &B::Device,
+) -> Result<R, RecordError> {
+    let bytes = checked::<B>(bytes, |tree| tree.check_state(&shapes_by_id(module)))?;
+    decode(bytes, device)
 }
 
 /// Loads the record of a module of the same type and shape into `module`, on `device`.
 pub(crate) fn load_module<B: Backend, M: Module<B>>(
     module: M,
-    mut bytes: Vec<u8>,
+    bytes: Vec<u8>,
     device: &B::Device,
 ) -> Result<M, RecordError> {
-    let found: RecordShapes = Recorder::<B>::load_item(&BytesRecorder::default(), &mut bytes)?;
-    compare(&found.item.shapes(), &module_shapes(&module))?;
+    let bytes = checked::<B>(bytes, |tree| compare(&tree.module_shapes()?, &module_shapes(&module)))?;
     Ok(module.load_record(decode::<B, M::Record>(bytes, device)?))
+}
+
+fn decode<B: Backend, R: Record<B>>(bytes: Vec<u8>, device: &B::Device) -> Result<R, RecordError> {
+    Recorder::<B>::load(&BytesRecorder::default(), bytes, device).map_err(RecordError::from)
+}
+
+/// The bytes, if what they say of themselves passes.
+fn checked<B: Backend>(
+    mut bytes: Vec<u8>,
+    check: impl FnOnce(&RecordTree) -> Result<(), RecordError>,
+) -> Result<Vec<u8>, RecordError> {
+    check(&Recorder::<B>::load_item(&BytesRecorder::default(), &mut bytes)?)?;
+    Ok(bytes)
 }
 
 impl From<RecorderError> for RecordError {
@@ -86,6 +103,22 @@ fn module_shapes<B: Backend, M: Module<B>>(module: &M) -> Shapes {
     let mut shapes = ModuleShapes::default();
     module.visit(&mut shapes);
     shapes.shapes
+}
+
+fn shapes_by_id<B: Backend>(module: &impl Module<B>) -> BTreeMap<String, Vec<usize>> {
+    let mut shapes = ShapesById::default();
+    module.visit(&mut shapes);
+    shapes.0
+}
+
+/// Of the parameters that an optimizer steps.
+#[derive(Default)]
+struct ShapesById(BTreeMap<String, Vec<usize>>);
+
+impl<B: Backend> ModuleVisitor<B> for ShapesById {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        self.0.insert(param.id.serialize(), param.lazy_shape().as_slice().to_vec());
+    }
 }
 
 /// Reads every parameter once.
@@ -139,128 +172,26 @@ impl<B: Backend> ModuleVisitor<B> for ModuleShapes {
     }
 }
 
-/// The outermost map of a burn record, read without its tensor values.
-#[derive(Deserialize)]
-struct RecordShapes {
-    item: Node,
-}
-
-/// Any MessagePack value, reduced to what it says about shapes.
-enum Node {
-    Branch(Vec<(String, Node)>),
-    Number(u64),
-    Other,
-}
-
-impl Node {
-    fn shapes(&self) -> Shapes {
-        let mut shapes = Shapes::new();
-        self.collect(&mut Vec::new(), &mut shapes);
-        shapes
-    }
-
-    fn collect<'a>(&'a self, path: &mut Vec<&'a str>, shapes: &mut Shapes) {
-        let Self::Branch(children) = self else { return };
-        if let Some(shape) = self.tensor_shape() {
-            // A parameter is stored as { id, param: tensor }, which a module's path leaves out.
-            let path = path.strip_suffix(&["param"]).unwrap_or(path);
-            shapes.insert(path.join("."), shape);
-            return;
-        }
-        for (name, child) in children {
-            path.push(name);
-            child.collect(path, shapes);
-            path.pop();
-        }
-    }
-
-    /// The shape, if this is burn's `TensorData { bytes, shape, dtype }`.
-    fn tensor_shape(&self) -> Option<Vec<usize>> {
-        self.child("bytes").and(self.child("dtype"))?;
-        let Self::Branch(dims) = self.child("shape")? else { return None };
-        let dim = |(_, node): &(String, Node)| match node {
-            Self::Number(dim) => usize::try_from(*dim).ok(),
-            _ => None,
-        };
-        dims.iter().map(dim).collect()
-    }
-
-    fn child(&self, name: &str) -> Option<&Self> {
-        let Self::Branch(children) = self else { return None };
-        children.iter().find(|(child, _)| child == name).map(|(_, node)| node)
-    }
-}
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NodeVisitor)
-    }
-}
-
-struct NodeVisitor;
-
-impl<'de> Visitor<'de> for NodeVisitor {
-    type Value = Node;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a MessagePack value")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
-        let mut children = Vec::new();
-        while let Some(child) = map.next_entry()? {
-            children.push(child);
-        }
-        Ok(Node::Branch(children))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
-        let mut children = Vec::new();
-        while let Some(child) = seq.next_element()? {
-            children.push((children.len().to_string(), child));
-        }
-        Ok(Node::Branch(children))
-    }
-
-    fn visit_u64<E: Error>(self, value: u64) -> Result<Node, E> {
-        Ok(Node::Number(value))
-    }
-
-    fn visit_i64<E: Error>(self, _value: i64) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_f64<E: Error>(self, _value: f64) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_bool<E: Error>(self, _value: bool) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_str<E: Error>(self, _value: &str) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_bytes<E: Error>(self, _value: &[u8]) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Node, E> {
-        Ok(Node::Other)
-    }
-}
+#[cfg(test)]
+#[cfg(feature = "flex")]
+#[path = "../../tests/common/mutation.rs"]
+mod mutation;
 
 #[cfg(test)]
 #[cfg(feature = "flex")]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use burn::{
         backend::{Autodiff, Flex},
         nn::{Linear, LinearConfig},
         optim::{AdamW, AdamWConfig, GradientsParams, Optimizer, adaptor::OptimizerAdaptor},
         tensor::TensorData,
     };
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
 
+    use super::mutation::{mutated, rounds};
     use super::*;
 
     type Ad = Autodiff<Flex>;
@@ -341,7 +272,7 @@ mod tests {
         let optim_bytes = encode::<Ad, _>(optim.to_record()).unwrap();
 
         let mut resumed = load_module(pair::<Ad>(4, 1, false), model_bytes, &device).unwrap();
-        let record = decode::<Ad, _>(optim_bytes, &device).unwrap();
+        let record = decode_state::<Ad, _>(optim_bytes, &resumed, &device).unwrap();
         let mut resumed_optim = AdamWConfig::new().init().load_record(record);
         for round in 3..6 {
             model = step(model, &mut optim, round);
@@ -367,6 +298,33 @@ mod tests {
         assert_eq!(missing, "parameter scale is missing");
         let surplus = load_error(pair(4, 2, false), pair(4, 1, false));
         assert_eq!(surplus, "parameter layers.1.bias is not part of it");
+    }
+
+    /// Reads `original` again and again, changed.
+    fn survives<T>(original: &[u8], read: impl Fn(Vec<u8>) -> Result<T, RecordError>) {
+        let mut refused = 0;
+        for seed in 0..rounds() {
+            let bytes = mutated(original, &mut ChaCha8Rng::seed_from_u64(seed));
+            let result = catch_unwind(AssertUnwindSafe(|| read(bytes).is_err()));
+            refused += u64::from(result.unwrap_or_else(|_| panic!("a record panics at seed {seed}")));
+        }
+        assert!(refused > 0, "no change was ever noticed");
+        assert!(read(original.to_vec()).is_ok());
+    }
+
+    /// What a checksum keeps away from a user, but not from somebody who writes the checksum too.
+    #[test]
+    fn changed_bytes_are_an_error_or_a_record_and_never_a_panic() {
+        let device = Default::default();
+        let mut optim = AdamWConfig::new().init();
+        let model = step(pair::<Ad>(4, 1, false), &mut optim, 0);
+        survives(&encode_module::<Ad, _>(&model).unwrap(), |bytes| {
+            load_module(pair::<Flex>(4, 1, false), bytes, &device)
+        });
+        survives(&encode::<Ad, _>(optim.to_record()).unwrap(), |bytes| {
+            let record = decode_state::<Ad, _>(bytes, &model, &device)?;
+            Ok(AdamWConfig::new().init::<Ad, Pair<Ad>>().load_record(record))
+        });
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::run::{CheckpointError, RunError};
 /// Why [`train`](super::train) stopped. Checkpoints written before are intact.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// A loss or the norm of the gradients became infinite or NaN. The step was not applied and no checkpoint written.
+    /// A number became infinite or NaN. Of a loss or the norm of the gradients the step was not applied; what a held-out loss or the
+    /// parameters were found to be after a step is in no checkpoint.
     #[error(
         "the {what} is not finite at step {step} (learning rate {lr:.3e}): start again with a lower optim.lr, a longer \
          optim.warmup_steps or a lower optim.clip_norm; {}",

@@ -19,6 +19,7 @@
 mod default_updates;
 mod error;
 mod exchange;
+mod finite;
 mod ranks;
 mod router_loads;
 mod session;
@@ -68,7 +69,7 @@ use task::{ImageTask, Task, TextTask};
 ///
 /// # Errors
 ///
-/// [`TrainError`] when a loss is not finite, or the run directory cannot be read or written.
+/// [`TrainError`] when a loss, the norm of the gradients or a parameter is not finite, or the run directory cannot be read or written.
 pub fn train<B: AutodiffMoeBackend>(
     config: &TrainConfig,
     data: &TextData,
@@ -292,12 +293,13 @@ where
     while !session.is_done() && !interrupted {
         let outcome;
         (trainee, outcome) = session.train_step(trainee)?;
-        if let Some(record) = session.record(outcome, &trainee.model) {
+        if let Some(record) = session.record(outcome, &trainee.model)? {
             run.log(&record)?;
             progress.step(&record, session.total_steps());
         }
         interrupted = progress.interrupted();
         if interrupted || session.is_checkpoint_due() {
+            session.check_parameters(&trainee.model)?;
             run.save_checkpoint(&trainee.model, &trainee.optim, session.state())?;
             session.note_checkpoint();
         }

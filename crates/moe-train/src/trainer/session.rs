@@ -11,6 +11,7 @@ use excitation_optim::FindExperts;
 use moe_kernels::AutodiffMoeBackend;
 
 use super::error::TrainError;
+use super::finite::is_finite;
 use super::step::{NotFinite, StepError, StepOutcome, StepSettings, Trainee};
 use super::summary::{Summary, per_second};
 use super::task::{Course, Pace, Task, Validation};
@@ -106,9 +107,7 @@ where
         let batches = (0..course.pace.grad_accumulation).map(|micro| self.task.batch(step, micro));
         let stepped = trainee.step_among(self.group.as_ref(), batches, &settings, self.device);
         let stepped = stepped.map_err(|error| match error {
-            StepError::NotFinite(NotFinite(what)) => {
-                TrainError::NotFinite { what, step: step + 1, lr: settings.lr, checkpoint: self.checkpoint }
-            }
+            StepError::NotFinite(NotFinite(what)) => self.not_finite(what, step + 1),
             StepError::Ranks(error) => TrainError::Ranks(error),
         })?;
         self.state.step += 1;
@@ -117,12 +116,24 @@ where
         Ok(stepped)
     }
 
+    fn not_finite(&self, what: &'static str, step: usize) -> TrainError {
+        TrainError::NotFinite { what, step, lr: self.lr(step - 1), checkpoint: self.checkpoint }
+    }
+
+    /// Refuses a model that a checkpoint must not hold: a step of finite numbers may still leave others.
+    pub(super) fn check_parameters(&self, model: &M) -> Result<(), TrainError> {
+        if is_finite(model) { Ok(()) } else { Err(self.not_finite("sum of the parameters", self.state.step)) }
+    }
+
     /// The record of the step just taken, with a validation if one is due; `None` when none is due.
-    pub(super) fn record(&mut self, outcome: StepOutcome, model: &M) -> Option<StepRecord> {
+    pub(super) fn record(&mut self, outcome: StepOutcome, model: &M) -> Result<Option<StepRecord>, TrainError> {
         let due = Due::after(&self.course.pace, self.state.step);
         let valid = due.validation.then(|| self.validate(model));
+        if valid.as_ref().is_some_and(|valid| !valid.loss.is_finite()) {
+            return Err(self.not_finite("held-out loss", self.state.step));
+        }
         let judged_by_accuracy = self.task.subject() != Subject::Text;
-        due.record.then(|| StepRecord {
+        let record = || StepRecord {
             step: self.state.step,
             tokens: self.state.tokens,
             loss: outcome.cross_entropy,
@@ -135,7 +146,8 @@ where
             valid_loss: valid.as_ref().map(|valid| valid.loss),
             valid_bpb: valid.as_ref().filter(|_| !judged_by_accuracy).map(|valid| valid.score),
             valid_accuracy: valid.as_ref().filter(|_| judged_by_accuracy).map(|valid| valid.score),
-        })
+        };
+        Ok(due.record.then(record))
     }
 
     pub(super) fn is_checkpoint_due(&self) -> bool {

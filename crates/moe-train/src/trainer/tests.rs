@@ -294,3 +294,25 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints() {
         .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("step-")));
     assert_eq!(steps.count(), 1);
 }
+
+/// A step of finite gradients with an endless rate; nothing but the checkpoint or the validation looks at what it left.
+#[test]
+fn parameters_that_are_not_finite_are_measured_or_kept_in_no_checkpoint() {
+    let mut config = config();
+    (config.optim.lr, config.optim.min_lr, config.optim.warmup_steps) = (f64::MAX, f64::MAX, 0);
+    config.train.valid_every = config.train.steps;
+    for (validates, expected) in [(false, "sum of the parameters"), (true, "held-out loss")] {
+        let (_parent, dir) = new_dir();
+        if validates {
+            config.train.valid_every = 1;
+        }
+        let mut stop = Silent { interrupt_at: Some(1), ..Silent::default() };
+        match run_in(&dir, &config, &mut stop) {
+            Err(TrainError::NotFinite { what, step, checkpoint, .. }) => {
+                assert_eq!((what, step, checkpoint), (expected, 1, None));
+            }
+            other => panic!("expected a number that is not finite, got {other:?}"),
+        }
+        assert!(!dir.join("checkpoints/step-00000001").exists());
+    }
+}

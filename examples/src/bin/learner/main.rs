@@ -4,6 +4,8 @@
 //! `dataset.rs` makes the data, `model.rs` is the model and its steps, `training.rs` sets up the `Learner`, `lines.rs` shows the metrics
 //! where there is no terminal, and `tests.rs` runs the same tests on one backend after the other.
 
+#![forbid(unsafe_code)]
+
 mod dataset;
 mod lines;
 mod model;

@@ -10,11 +10,11 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use default_moe::{DefaultMoe, DefaultMoeConfig, DefaultOptions, DefaultUpdate, Evaluation, Form, UpdateRule};
 use moe_layers::{AutodiffMoeBackend, Moe, MoeConfig};
-use moe_tests::{CASES, assert_close, cases, host, on_every_backend, random, tensor};
+use moe_tests::{CASES, assert_close, cases, host, on_every_backend_and_portable, random, tensor};
 
 use oracle::Layer;
 
-on_every_backend!(
+on_every_backend_and_portable!(
     values_vectors_and_gradients_match_the_loops,
     renormalised_gates_divide_the_vectors_weights_too,
     backward_only_is_top_k_with_the_router_gradient_of_all_slots,

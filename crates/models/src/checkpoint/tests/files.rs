@@ -109,6 +109,21 @@ fn a_file_that_is_cut_short_or_no_safetensors_is_damaged() {
     }
 }
 
+/// No sum overflows, and nothing is allocated.
+#[test]
+fn a_header_that_claims_more_than_any_disk_holds_is_damaged() {
+    let place = Place::whole();
+    let path = place.path.join(SINGLE_FILE);
+    for bytes in [1_000_000_000_000_000, 1 << 60, u64::MAX - 8, u64::MAX] {
+        let tensor = json!({"dtype": "U8", "shape": [bytes], "data_offsets": [0, bytes]});
+        let header = json!({"model.norm.weight": tensor}).to_string();
+        let length = (header.len() as u64).to_le_bytes();
+        fs::write(&path, [&length, header.as_bytes(), &[0; 16]].concat()).expect("writable");
+        let refused = place.refusal();
+        assert!(matches!(refused, CheckpointError::Damaged { .. }), "{refused}");
+    }
+}
+
 #[test]
 fn tensors_that_are_missing_unknown_or_of_another_shape_or_dtype_are_named() {
     let name = "model.layers.1.self_attn.k_proj.weight";

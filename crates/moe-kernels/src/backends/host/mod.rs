@@ -2,6 +2,7 @@
 
 pub(super) mod activation;
 pub(super) mod attention;
+#[expect(unsafe_code, reason = "takes what `cpu` has written")]
 pub(super) mod expert_ffn;
 mod fused;
 pub(super) mod grouped;

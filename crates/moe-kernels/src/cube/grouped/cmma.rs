@@ -298,6 +298,7 @@ fn fragment<F: Float, N: Size>(
     #[comptime] tile: MatrixTile,
 ) -> cmma::Matrix<F> {
     let start = if comptime!(along_k) { x * pitch + k } else { comptime!(k * pitch) + x };
+    // SAFETY: `load` writes the whole fragment before it is read.
     let matrix =
         unsafe { cmma::Matrix::<F>::uninitialized(ident, tile.fragment.m, tile.fragment.n, tile.fragment.k, layout) };
     let slice = source.slice(first + start / N::value(), source.len());
