@@ -43,8 +43,8 @@ pub(super) const CATALOGUE: &[Measured] = &[
     of("rotary", &[("fused", "rotary_matches_the_rotation_of_every_pair")]),
     of("causal_attention", &[("fused", "causal_attention_matches_the_loop")]),
     of("sum_of_squares", &[("fused", "sum_of_squares_matches_the_loop")]),
-    of("scale_change", &[("fused", "changes_are_scaled_slice_by_slice")]),
     of("adamw_step, four steps", &[("fused", "adamw_matches_the_loop")]),
+    of("adamw_step_scaled", &[("fused", "adamw_changes_are_scaled_slice_by_slice")]),
     of("experts of a layer", &[("layers", "grouped_dispatch_matches_the_loops")]),
     of(
         "experts of a layer, half precision",
