@@ -83,8 +83,10 @@ fn exchanged(placement: &ExpertPlacement, choose: impl Fn(usize) -> usize) -> Ve
     let (device, ranks) = (Default::default(), placement.num_ranks());
     let experts = ExpertsConfig::new(E, D, 5).init::<Flex>(&device);
     let devices = vec![device; ranks];
-    let (sharded, exchange) =
-        (ShardedExperts::split(&experts, placement, &devices), Counted::new(InProcess::new(devices)));
+    let (sharded, exchange) = (
+        ShardedExperts::split(&experts, placement, &devices),
+        Counted::new(InProcess::new(devices).expect("one device")),
+    );
     let routing = |rank: usize| {
         let chosen: Vec<i64> = (0..T * K).map(|slot| choose(rank * T * K + slot) as i64).collect();
         let chosen = Tensor::<Flex, 2, Int>::from_data(TensorData::new(chosen, [T, K]), &device);

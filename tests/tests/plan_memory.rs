@@ -83,7 +83,7 @@ fn experts_on_two_ranks_keep_the_rows_that_came() {
     let placement = ExpertPlacement::even(e, ranks).expect("enough experts");
     let devices = vec![device; ranks];
     let sharded = ShardedExperts::split(&moe.experts, &placement, &devices);
-    let exchange = InProcess::new(devices);
+    let exchange = InProcess::new(devices).expect("one device");
     let sources: Vec<_> =
         (0..ranks).map(|_| Tensor::<AD, 2>::random([t, d], Distribution::Default, &device).require_grad()).collect();
     // Tokens that only this pass holds, and the decision about them, which the layer returns.

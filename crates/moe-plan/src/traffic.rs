@@ -162,6 +162,9 @@ mod tests {
         // Of two others one is in the node.
         let between = found.all_to_all() / 2.0 / 1e3;
         close(found.all_to_all_seconds, between + 2.0 * 7.0 * 1e-2);
+        setting.link.rate = 10.0;
+        let found = Traffic::new(&setting, Layout { devices: 3, expert_parallel: 3 }, 1.0, 60.0);
+        close(found.all_to_all_seconds, found.all_to_all() / 2.0 / 10.0 + 2.0 * 7.0 * 1e-2);
     }
 
     #[test]

@@ -35,7 +35,7 @@ fn shards<B: AutodiffMoeBackend>(
     device: &B::Device,
 ) -> (ShardedExperts<B>, Counted<InProcess<B>>) {
     let devices = vec![device.clone(); placement.num_ranks()];
-    (ShardedExperts::split(experts, placement, &devices), Counted::new(InProcess::new(devices)))
+    (ShardedExperts::split(experts, placement, &devices), Counted::new(InProcess::new(devices).expect("one device")))
 }
 
 /// What a layer is given: tokens and gates that want a gradient, and the chosen experts.
@@ -284,4 +284,21 @@ fn low_precision_loses_no_more_than_twice_what_plain_ops_lose() {
             assert!(found <= FACTOR * plain, "{dtype:?}, {name}: error {found:e}, plain {plain:e}");
         }
     }
+}
+
+/// Two devices of wgpu with memory and a queue each, though the software adapter is behind both. burn 0.21 moves nothing between
+/// them, and says nothing. On another machine nobody knows which second device there is.
+#[cfg(feature = "wgpu")]
+#[test]
+fn devices_that_nothing_reaches_are_refused_on_wgpu() {
+    use burn::backend::wgpu::WgpuDevice;
+    use moe_layers::parallel::UnreachableDevice;
+    if !moe_tests::on_software_gpu() {
+        println!("not run: MOE_TEST_WGPU=cpu names the software adapter, which is there twice");
+        return;
+    }
+    let devices = || vec![WgpuDevice::Cpu, WgpuDevice::Cpu, WgpuDevice::DefaultDevice];
+    let refused = UnreachableDevice { rank: 2 };
+    assert_eq!(InProcess::<moe_tests::Wgpu>::new(devices()).err(), Some(refused));
+    assert_eq!(InProcess::<moe_tests::WgpuUnfused>::new(devices()).err(), Some(refused));
 }

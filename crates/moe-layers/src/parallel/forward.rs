@@ -252,7 +252,7 @@ mod tests {
         let sharded = ShardedExperts::split(&moe.experts, &placement, &[Default::default(); 2]);
         let routing = router.forward(Tensor::ones([3, 8], &Default::default()));
         let batches = (0..ranks).map(|_| (Tensor::ones(tokens, &Default::default()), &routing)).collect();
-        sharded.forward(batches, &InProcess::new(devices));
+        sharded.forward(batches, &InProcess::new(devices).expect("one device"));
     }
 
     #[test]
@@ -291,6 +291,7 @@ mod tests {
         let moe = MoeConfig::new(8, 6, 4, 2).init::<Flex>(&Default::default());
         let placement = ExpertPlacement::even(4, 2).expect("enough experts");
         let shard = ShardedExperts::shard(&moe.experts, &placement, 1, &Default::default());
-        shard.forward(Vec::new(), &InProcess::new(vec![Default::default(); 2]));
+        let exchange = InProcess::new(vec![Default::default(); 2]).expect("one device");
+        shard.forward(Vec::new(), &exchange);
     }
 }

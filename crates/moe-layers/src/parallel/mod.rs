@@ -14,7 +14,7 @@
 //! let moe = MoeConfig::new(16, 32, 8, 2).init::<Flex>(&devices[0]);
 //! let placement = ExpertPlacement::even(8, 3)?; // 3, 3 and 2 experts
 //! let experts = ShardedExperts::split(&moe.experts, &placement, &devices);
-//! let exchange = InProcess::new(devices.clone());
+//! let exchange = InProcess::new(devices.clone())?;
 //!
 //! let input = Tensor::<Flex, 3>::random([2, 10, 16], Distribution::Default, &devices[0]);
 //! let (out, ()) = moe.forward_with(input.clone(), |tokens, routing| {
@@ -22,7 +22,7 @@
 //! });
 //! let on_one = moe.forward(input).output;
 //! assert!((out.output - on_one).abs().max().into_scalar() < 1e-6);
-//! # Ok::<(), moe_layers::parallel::PlacementError>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! With tokens on every rank, data parallel beside expert parallel, [`ShardedExperts::forward`] takes a batch for each. Router and whatever
@@ -48,6 +48,12 @@
 //! more than two of them the last bits of outputs, and of the gradients of tokens, may differ; those of parameters and gates are the same where
 //! a backend's products do not depend on how many rows there are (on a CPU: with one thread). An expert without rows gets a gradient of zero.
 //!
+//! # Between devices of one process
+//!
+//! [`InProcess`] moves rows with `Tensor::to_device`. In burn 0.21 that works between devices of CUDA alone (through NCCL; nobody has tried it
+//! here): burn-cubecl asks every runtime for what CUDA's has. Between two devices of wgpu the numbers are lost without an error, so
+//! [`InProcess::new`] tries first.
+//!
 //! # Between processes
 //!
 //! burn 0.21 has no all-to-all (burn-collective: all-reduce, reduce, broadcast), so the only implementation here is [`InProcess`]. Another one
@@ -71,7 +77,7 @@ mod placement;
 mod sharded;
 mod traffic;
 
-pub use exchange::{AllToAll, InProcess, Pairs};
+pub use exchange::{AllToAll, InProcess, Pairs, UnreachableDevice};
 pub use forward::Batch;
 pub use placement::{ExpertPlacement, PlacementError};
 pub use sharded::ShardedExperts;
