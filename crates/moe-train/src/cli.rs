@@ -153,6 +153,9 @@ pub struct RankArgs {
     /// Seconds without a word after which another process counts as lost; longer than a validation and a checkpoint take
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     pub rank_timeout: u32,
+    /// Started by --launch: ends when its standard input does, which the process that started it holds open.
+    #[arg(long, hide = true, requires = "node")]
+    pub launched: bool,
 }
 
 fn ranks(text: &str) -> Result<usize, String> {

@@ -148,6 +148,39 @@ fn a_killed_first_rank_ends_the_others() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn launched_processes_end_with_the_one_that_launched_them() {
+    let place = Place::new();
+    let mut command = with(train(&place, "run", 100_000), &["--launch", "3"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut first = command.spawn().expect("the program starts");
+    let children = || {
+        let file = format!("/proc/{0}/task/{0}/children", first.id());
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        text.split_whitespace().map(str::to_string).collect::<Vec<_>>()
+    };
+    let start = Instant::now();
+    let in_time = || assert!(start.elapsed() < Duration::from_secs(60), "it takes too long");
+    let mut others = children();
+    while others.len() < 2 {
+        in_time();
+        sleep(Duration::from_millis(5));
+        others = children();
+    }
+    // At once, so that they may not have met yet.
+    first.kill().expect("it can be killed");
+    first.wait().expect("it ends");
+    let is_there = |id: &String| {
+        let state = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        !state.is_empty() && !state.contains(") Z ")
+    };
+    while others.iter().any(is_there) {
+        in_time();
+        sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
 fn ranks_that_train_something_else_are_refused_before_the_first_step() {
     let place = Place::new();
     let address = free_address();

@@ -60,7 +60,7 @@ pub(crate) fn run(args: &CrashTestArgs) -> Result<()> {
         return Err("a program is killed by a signal here, which only Unix has".into());
     }
     let dir = empty_folder(args.runs.as_deref())?;
-    let scenarios = scenario::all(&dir.join("data"))?;
+    let scenarios = scenario::all(&dir.join("data"), &args.args)?;
     let campaign = Campaign { program: binary(args)?, dir, extra: args.args.clone(), kills: args.kills };
     let tally = campaign.carry_out(scenarios, &mut Random::new(args.seed))?;
     if let Some(path) = &args.json {

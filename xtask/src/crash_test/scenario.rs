@@ -43,8 +43,8 @@ const LANGUAGE_MODEL: [&str; 14] = [
     "train.sample_tokens=8",
 ];
 
-/// A vision model with the noise of a router and images that are changed at random, both drawn anew at every step.
-const VISION_MODEL: [&str; 10] = [
+/// A vision model whose images are changed at random, drawn anew at every step.
+const VISION_MODEL: [&str; 9] = [
     "model.patch_size=4",
     "model.d_model=16",
     "model.num_layers=2",
@@ -52,10 +52,12 @@ const VISION_MODEL: [&str; 10] = [
     "model.d_hidden=32",
     "moe.num_experts=4",
     "moe.d_hidden=16",
-    "moe.router=noisy-top-k",
     "train.batch_size=16",
     "data.crop_padding=1",
 ];
+
+/// Its router: one whose noise is drawn anew at every step; or, as several ranks cannot share that, one that remembers a bias.
+const ROUTERS: [&str; 2] = ["moe.router=noisy-top-k", "moe.router=sigmoid"];
 
 /// One kind of run.
 pub(super) struct Scenario {
@@ -64,8 +66,8 @@ pub(super) struct Scenario {
     begin: Vec<OsString>,
 }
 
-/// The kinds of runs there are. Writes their data into `dir`.
-pub(super) fn all(dir: &Path) -> Result<[Scenario; 2]> {
+/// The kinds of runs there are, to be started with `extra` arguments. Writes their data into `dir`.
+pub(super) fn all(dir: &Path, extra: &[OsString]) -> Result<[Scenario; 2]> {
     let (text, tokenizer, images) = (dir.join("text.txt"), dir.join("tokenizer.json"), dir.join("images"));
     at(dir, fs::create_dir_all(&images))?;
     at(&text, fs::write(&text, sentences()))?;
@@ -74,10 +76,12 @@ pub(super) fn all(dir: &Path) -> Result<[Scenario; 2]> {
         at(&images, fs::write(images.join(name), bytes))?;
     }
     let language = ["lm".into(), "--data".into(), text.into(), "--tokenizer".into(), tokenizer.into()];
+    let several_ranks = extra.iter().any(|word| word == "--devices" || word == "--launch");
+    let router = ROUTERS[usize::from(several_ranks)];
     let vision = ["vit".into(), "--data".into(), images.into()];
     Ok([
         Scenario { name: "lm", begin: arguments(language, &LANGUAGE_MODEL) },
-        Scenario { name: "vit", begin: arguments(vision, &VISION_MODEL) },
+        Scenario { name: "vit", begin: arguments(vision, &[&VISION_MODEL[..], &[router]].concat()) },
     ])
 }
 

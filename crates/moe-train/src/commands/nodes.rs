@@ -60,6 +60,17 @@ pub(super) fn keep_quiet() {
     let _ = tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new());
 }
 
+/// Ends this process with the one that launched it, however that ends: also before they have met.
+pub(super) fn end_with_parent(args: &RankArgs) {
+    if args.launched {
+        std::thread::spawn(|| {
+            // Nothing is ever written there. An error is an end as well.
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            std::process::exit(1)
+        });
+    }
+}
+
 /// The processes that `--launch` starts beside this one.
 pub(super) struct Launched(Vec<Child>);
 
@@ -77,7 +88,8 @@ impl Launched {
             let mut command = Command::new(&program);
             command.args(without_launch(env::args_os().skip(1)));
             command.args(["--node", &rank.to_string(), "--nodes", &seat.num_ranks.to_string()]);
-            command.args(["--coordinator", &seat.coordinator]).stdin(Stdio::null()).stdout(Stdio::null());
+            command.args(["--coordinator", &seat.coordinator, "--launched"]);
+            command.stdin(Stdio::piped()).stdout(Stdio::null());
             if env::var_os(THREADS).is_none() {
                 command.env(THREADS, threads.to_string());
             }
@@ -139,11 +151,12 @@ mod tests {
             coordinator: Some("a:1".into()),
             launch: None,
             rank_timeout: 5,
+            launched: false,
         };
         let found = seat(&args(1, 2)).expect("a place").expect("among others");
         assert_eq!((found.rank, found.num_ranks, found.limit), (1, 2, Duration::from_secs(5)));
         assert!(seat(&args(2, 2)).is_err_and(|error| error.to_string().contains("it is none")));
-        let alone = RankArgs { node: None, nodes: None, coordinator: None, launch: None, rank_timeout: 5 };
+        let alone = RankArgs { rank_timeout: 5, ..RankArgs::default() };
         assert_eq!(seat(&alone).expect("no place"), None);
         let launched = seat(&RankArgs { launch: Some(3), ..alone }).expect("a port").expect("among others");
         assert_eq!((launched.rank, launched.num_ranks), (0, 3));

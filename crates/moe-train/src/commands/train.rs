@@ -37,6 +37,7 @@ const RUNS: &str = "runs";
 const SAMPLE_TEMPERATURE: f64 = 0.8;
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), Error> {
+    nodes::end_with_parent(&args.ranks);
     let seat = nodes::seat(&args.ranks)?;
     let follows = seat.as_ref().filter(|seat| seat.rank > 0);
     match (kind(args)?, follows, &args.resume) {
