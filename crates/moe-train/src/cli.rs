@@ -117,7 +117,7 @@ pub struct TrainArgs {
     /// Directory of the run; without it, a new one under runs/
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Go on with this run; only --steps (upwards), --device and --devices may be given beside it
+    /// Go on with this run; only --steps (upwards) and what says where to train may be given beside it
     #[arg(long, value_name = "DIR", conflicts_with_all = ["preset", "config", "set", "data", "valid", "tokenizer", "init_from", "seed", "out", "dtype"])]
     pub resume: Option<PathBuf>,
     /// Type of the activations; weights and the optimizer stay f32
