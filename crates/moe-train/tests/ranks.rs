@@ -147,22 +147,32 @@ fn a_killed_first_rank_ends_the_others() {
     assert!(said.contains("rank 1 cannot train with the others: rank 0 "), "{said}");
 }
 
+/// Of a process that is there: what it does, in a letter, and the id of its parent.
+#[cfg(target_os = "linux")]
+fn state_and_parent(id: &str) -> Option<(String, String)> {
+    let text = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // Behind its name in brackets, which may hold anything.
+    let mut words = text.rsplit_once(')')?.1.split_whitespace().map(str::to_string);
+    words.next().zip(words.next())
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn launched_processes_end_with_the_one_that_launched_them() {
     let place = Place::new();
-    let mut command = with(train(&place, "run", 100_000), &["--launch", "3"]);
+    let mut command = with(train(&place, "run", 100_000), &["--launch", "4"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut first = command.spawn().expect("the program starts");
-    let children = || {
-        let file = format!("/proc/{0}/task/{0}/children", first.id());
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        text.split_whitespace().map(str::to_string).collect::<Vec<_>>()
+    let parent = first.id().to_string();
+    let children = || -> Vec<String> {
+        let processes = std::fs::read_dir("/proc").expect("this is Linux").flatten();
+        let ids = processes.filter_map(|process| process.file_name().into_string().ok());
+        ids.filter(|id| state_and_parent(id).is_some_and(|(_, of)| of == parent)).collect()
     };
     let start = Instant::now();
     let in_time = || assert!(start.elapsed() < Duration::from_secs(60), "it takes too long");
     let mut others = children();
-    while others.len() < 2 {
+    while others.len() < 3 {
         in_time();
         sleep(Duration::from_millis(5));
         others = children();
@@ -170,10 +180,7 @@ fn launched_processes_end_with_the_one_that_launched_them() {
     // At once, so that they may not have met yet.
     first.kill().expect("it can be killed");
     first.wait().expect("it ends");
-    let is_there = |id: &String| {
-        let state = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-        !state.is_empty() && !state.contains(") Z ")
-    };
+    let is_there = |id: &String| state_and_parent(id).is_some_and(|(state, _)| state != "Z");
     while others.iter().any(is_there) {
         in_time();
         sleep(Duration::from_millis(20));
