@@ -279,7 +279,7 @@ fn adamw_changes_are_scaled_slice_by_slice<B: AutodiffMoeBackend>(device: &B::De
         let [found, ..] = before.clone().scaled(one, 2, false);
         assert_close("all of it", &host(found), &expected(&old, &|_| factors[0]));
         let [found, ..] = before.scaled(each, 1, true);
-        assert_close("sparing decay", &host(found), &expected(&decayed, &|slice| factors[slice]));
+        assert_close("each slice sparing decay", &host(found), &expected(&decayed, &|slice| factors[slice]));
     }
 }
 
