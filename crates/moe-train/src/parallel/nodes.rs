@@ -193,18 +193,22 @@ async fn gather(seat: &NodeSeat, hello: &Hello) -> Result<Vec<WsServerChannel>, 
         // A connection that comes when nobody waits any more is closed.
         move |connection: WsServerChannel| async move { drop(arrived.send(connection)) }
     });
-    let mut serving = tokio::spawn(server.serve(std::future::pending::<()>()));
+    let serving = tokio::spawn(server.serve(std::future::pending::<()>()));
     let deadline = Instant::now() + seat.limit;
     let mut others = BTreeMap::new();
     while others.len() + 1 < seat.num_ranks {
         let left = deadline.saturating_duration_since(Instant::now());
-        let arrival = tokio::select! {
-            arrival = time::timeout(left, arrivals.recv()) => arrival,
-            ended = &mut serving => return Err(format!("it cannot listen on port {port}: {ended:?}")),
-        };
-        let mut connection = match arrival {
+        let mut connection = match time::timeout(left, arrivals.recv()).await {
             Ok(Some(connection)) => connection,
-            _ => {
+            // Nobody can arrive any more: the server has ended.
+            Ok(None) => {
+                let reason = match serving.await {
+                    Ok(Err(error)) => format!("{error:?}"),
+                    other => format!("{other:?}"),
+                };
+                return Err(format!("it cannot listen on port {port}: {reason}"));
+            }
+            Err(_) => {
                 let missing: Vec<_> = (1..seat.num_ranks).filter(|rank| !others.contains_key(rank)).collect();
                 return Err(format!("ranks {missing:?} did not come within {:?}", seat.limit));
             }
