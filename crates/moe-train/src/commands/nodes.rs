@@ -55,7 +55,7 @@ pub(super) fn announce(seat: &NodeSeat) -> Result<(), Error> {
 }
 
 /// Keeps what `burn-communication` would log off stdout, where it puts it as soon as it serves.
-pub(super) fn keep_quiet() {
+fn keep_quiet() {
     // Where somebody listens already, that one decides.
     let _ = tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new());
 }
@@ -71,12 +71,19 @@ pub(super) fn end_with_parent(args: &RankArgs) {
     }
 }
 
+/// What rank 0 does before it waits for the others: says where it listens, and starts them if that was asked for.
+pub(super) fn start(args: &RankArgs, seat: &NodeSeat) -> Result<Launched, Error> {
+    announce(seat)?;
+    keep_quiet();
+    Launched::start(args, seat)
+}
+
 /// The processes that `--launch` starts beside this one.
 pub(super) struct Launched(Vec<Child>);
 
 impl Launched {
     /// Starts this program again for every other rank of `seat`, with the same options; none unless it was asked for.
-    pub(super) fn start(args: &RankArgs, seat: &NodeSeat) -> Result<Self, Error> {
+    fn start(args: &RankArgs, seat: &NodeSeat) -> Result<Self, Error> {
         let mut launched = Self(Vec::new());
         if args.launch.is_none() {
             return Ok(launched);

@@ -8,13 +8,7 @@ use std::{
 use moe_models::checkpoint::HfCheckpoint;
 use moe_models::generate::SamplingConfig;
 
-use super::{
-    TOKENIZER_FILE,
-    generate::continue_prompt,
-    hugging_face, load_model,
-    nodes::{self, Launched},
-    run_vocab, say, vit,
-};
+use super::{TOKENIZER_FILE, generate::continue_prompt, hugging_face, load_model, nodes, run_vocab, say, vit};
 use crate::{
     backend::{self, Device, DeviceChoice, Plain, Training},
     cli::{ModelKind, TrainArgs},
@@ -23,11 +17,11 @@ use crate::{
     error::Error,
     optim::{Freeze, parameter_paths},
     overrides::Overrides,
-    parallel::NodeSeat,
+    parallel::{NodeSeat, Party},
     progress,
     report::write_report,
     run::{Context, Run, RunConfig, RunError, Settings, Subject, Which, read_config, read_context, write_atomic},
-    trainer::{self, Summary, train_on, train_with_nodes},
+    trainer::{self, Summary, train_on},
 };
 
 /// Where runs go that are given no directory.
@@ -147,15 +141,10 @@ impl Job {
 
     fn train(&mut self, args: &TrainArgs, seat: Option<&NodeSeat>) -> Result<Summary, Error> {
         let Self { config, text, run, devices } = self;
-        let Some(seat) = seat else {
-            let mut progress = progress::for_terminal(Subject::Text);
-            return Ok(train_on::<Training>(config, &text.data, run, progress.as_mut(), devices)?);
-        };
-        nodes::announce(seat)?;
-        nodes::keep_quiet();
-        let _launched = Launched::start(&args.ranks, seat)?;
+        let _launched = seat.map(|seat| nodes::start(&args.ranks, seat)).transpose()?;
+        let party = seat.map_or(Party::Threads(devices), |seat| Party::Nodes(seat, &devices[0]));
         let mut progress = progress::for_terminal(Subject::Text);
-        Ok(train_with_nodes::<Training>(config, &text.data, run, progress.as_mut(), &devices[0], seat)?)
+        Ok(train_on::<Training>(config, &text.data, run, progress.as_mut(), party)?)
     }
 
     /// Says what is about to happen.

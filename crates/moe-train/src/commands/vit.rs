@@ -9,8 +9,7 @@ use moe_models::vit::{Vit, VitConfig};
 
 use super::{
     eval::say_layers,
-    nodes::{self, Launched},
-    say,
+    nodes, say,
     train::{absolute, free_directory, grouped, num_ranks, overrides, raise_steps},
 };
 use crate::{
@@ -20,11 +19,11 @@ use crate::{
     error::Error,
     images::{ImageData, ImageSource, VitTrainConfig, evaluate_images, linear_accuracy},
     optim::{Freeze, paths_in},
-    parallel::NodeSeat,
+    parallel::{NodeSeat, Party},
     progress,
     report::write_report,
     run::{Checkpoints, ImageContext, Run, Settings, Which, read_context},
-    trainer::{Summary, follow_vit, train_vit_on, train_vit_with_nodes},
+    trainer::{Summary, follow_vit, train_vit_on},
 };
 
 pub(super) fn train(args: &TrainArgs, seat: Option<&NodeSeat>) -> Result<(), Error> {
@@ -139,15 +138,10 @@ impl Job {
 
     fn train(&mut self, args: &TrainArgs, seat: Option<&NodeSeat>) -> Result<Summary, Error> {
         let Self { config, data, run, devices, .. } = self;
-        let Some(seat) = seat else {
-            let mut progress = progress::for_terminal(config.subject());
-            return Ok(train_vit_on::<Training>(config, data, run, progress.as_mut(), devices)?);
-        };
-        nodes::announce(seat)?;
-        nodes::keep_quiet();
-        let _launched = Launched::start(&args.ranks, seat)?;
+        let _launched = seat.map(|seat| nodes::start(&args.ranks, seat)).transpose()?;
+        let party = seat.map_or(Party::Threads(devices), |seat| Party::Nodes(seat, &devices[0]));
         let mut progress = progress::for_terminal(config.subject());
-        Ok(train_vit_with_nodes::<Training>(config, data, run, progress.as_mut(), &devices[0], seat)?)
+        Ok(train_vit_on::<Training>(config, data, run, progress.as_mut(), party)?)
     }
 
     /// Measures on all held-out images which classes the experts serve, for the report.

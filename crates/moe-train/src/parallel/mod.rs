@@ -30,6 +30,37 @@ pub use nodes::{Hello, Node, NodeSeat};
 pub(crate) use packed::Packed;
 pub use threads::{Seat, ThreadGroup};
 
+/// Who trains.
+#[derive(Debug)]
+pub enum Party<'a, D> {
+    /// A thread on each of these devices, which may be one device several times. At least one.
+    Threads(&'a [D]),
+    /// Processes. This one is rank 0 of them and has this device; the others [`follow`](crate::trainer::follow).
+    Nodes(&'a NodeSeat, &'a D),
+}
+
+impl<'a, D> Party<'a, D> {
+    /// How many ranks there are.
+    pub fn num_ranks(&self) -> usize {
+        match self {
+            Self::Threads(devices) => devices.len(),
+            Self::Nodes(seat, _) => seat.num_ranks,
+        }
+    }
+
+    /// That of rank 0.
+    ///
+    /// # Panics
+    ///
+    /// Panics without a device.
+    pub fn device(&self) -> &'a D {
+        match self {
+            Self::Threads(devices) => devices.first().expect("Party: there must be a device to train on"),
+            Self::Nodes(_, device) => device,
+        }
+    }
+}
+
 /// Whether models with such MoE layers can be trained by several ranks that split `batch_size` rows.
 ///
 /// # Errors
@@ -65,6 +96,12 @@ mod tests {
 
     fn fault(moe: &LmMoeConfig, batch_size: usize, num_ranks: usize) -> Option<String> {
         check(Some(moe), batch_size, num_ranks).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    #[should_panic(expected = "Party: there must be a device to train on")]
+    fn a_party_without_a_device_panics() {
+        Party::<()>::Threads(&[]).device();
     }
 
     #[test]

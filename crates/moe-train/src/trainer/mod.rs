@@ -50,7 +50,7 @@ use crate::data::TextData;
 use crate::images::{ImageData, VitTrainConfig};
 use crate::model::Trainable;
 use crate::optim::ModelExperts;
-use crate::parallel::NodeSeat;
+use crate::parallel::{NodeSeat, Party};
 use crate::progress::Progress;
 use crate::run::{CheckpointError, Checkpoints, Run, TrainState};
 
@@ -77,10 +77,10 @@ pub fn train<B: AutodiffMoeBackend>(
     progress: &mut dyn Progress,
     device: &B::Device,
 ) -> Result<Summary, TrainError> {
-    train_on::<B>(config, data, run, progress, slice::from_ref(device))
+    train_on::<B>(config, data, run, progress, Party::Threads(slice::from_ref(device)))
 }
 
-/// [`train`] by one rank on each of `devices`, which may be one device several times: see [`parallel`](crate::parallel).
+/// [`train`] by the ranks of `party`: see [`parallel`](crate::parallel).
 ///
 /// # Errors
 ///
@@ -94,38 +94,20 @@ pub fn train_on<B: AutodiffMoeBackend>(
     data: &TextData,
     run: &mut Run,
     progress: &mut dyn Progress,
-    devices: &[B::Device],
+    party: Party<'_, B::Device>,
 ) -> Result<Summary, TrainError> {
-    config.check_ranks(devices.len())?;
-    let initial = config.train.init_from.as_ref().map(|dir| || load_initial(config, dir, &devices[0]));
-    let new = Trainee::<B>::new(config, &devices[0]);
-    run_task(|| TextTask { config, data }, new, initial, run, progress, Party::Threads(devices))
-}
-
-/// [`train`] as rank 0 of processes that have met at `seat`; the others [`follow`].
-///
-/// # Errors
-///
-/// As [`train_on`].
-pub fn train_with_nodes<B: AutodiffMoeBackend>(
-    config: &TrainConfig,
-    data: &TextData,
-    run: &mut Run,
-    progress: &mut dyn Progress,
-    device: &B::Device,
-    seat: &NodeSeat,
-) -> Result<Summary, TrainError> {
-    config.check_ranks(seat.num_ranks)?;
+    config.check_ranks(party.num_ranks())?;
+    let device = party.device();
     let initial = config.train.init_from.as_ref().map(|dir| || load_initial(config, dir, device));
     let new = Trainee::<B>::new(config, device);
-    run_task(|| TextTask { config, data }, new, initial, run, progress, Party::Nodes(seat, device))
+    run_task(|| TextTask { config, data }, new, initial, run, progress, party)
 }
 
-/// The part of a rank that is not 0 in [`train_with_nodes`]: from the latest of `checkpoints`, which are the run's, if there is one. It writes nothing.
+/// The part of a rank that is not 0 in [`train_on`] with [`Party::Nodes`]: from the latest of `checkpoints`, which are the run's, if there is one. It writes nothing.
 ///
 /// # Errors
 ///
-/// As [`train_with_nodes`], and when rank 0 ends early.
+/// As [`train_on`] with [`Party::Nodes`], and when rank 0 ends early.
 pub fn follow<B: AutodiffMoeBackend>(
     config: &TrainConfig,
     data: &TextData,
@@ -151,7 +133,7 @@ pub fn train_vit<B: AutodiffMoeBackend>(
     progress: &mut dyn Progress,
     device: &B::Device,
 ) -> Result<Summary, TrainError> {
-    train_vit_on::<B>(config, data, run, progress, slice::from_ref(device))
+    train_vit_on::<B>(config, data, run, progress, Party::Threads(slice::from_ref(device)))
 }
 
 /// [`train_on`] for a vision model.
@@ -168,29 +150,11 @@ pub fn train_vit_on<B: AutodiffMoeBackend>(
     data: &ImageData,
     run: &mut Run,
     progress: &mut dyn Progress,
-    devices: &[B::Device],
+    party: Party<'_, B::Device>,
 ) -> Result<Summary, TrainError> {
-    config.check_ranks(devices.len())?;
-    let new = Trainee::<B, Vit<B>>::new_vit(config, &devices[0]);
-    run_task(|| ImageTask::new(config, data), new, None::<fn() -> _>, run, progress, Party::Threads(devices))
-}
-
-/// [`train_with_nodes`] for a vision model.
-///
-/// # Errors
-///
-/// As there.
-pub fn train_vit_with_nodes<B: AutodiffMoeBackend>(
-    config: &VitTrainConfig,
-    data: &ImageData,
-    run: &mut Run,
-    progress: &mut dyn Progress,
-    device: &B::Device,
-    seat: &NodeSeat,
-) -> Result<Summary, TrainError> {
-    config.check_ranks(seat.num_ranks)?;
-    let new = Trainee::<B, Vit<B>>::new_vit(config, device);
-    run_task(|| ImageTask::new(config, data), new, None::<fn() -> _>, run, progress, Party::Nodes(seat, device))
+    config.check_ranks(party.num_ranks())?;
+    let new = Trainee::<B, Vit<B>>::new_vit(config, party.device());
+    run_task(|| ImageTask::new(config, data), new, None::<fn() -> _>, run, progress, party)
 }
 
 /// [`follow`] for a vision model.
@@ -210,14 +174,6 @@ pub fn follow_vit<B: AutodiffMoeBackend>(
     follow_task(&ImageTask::new(config, data), new, None::<fn() -> _>, checkpoints, device, seat)
 }
 
-/// Who trains.
-enum Party<'a, D> {
-    /// A thread on each device.
-    Threads(&'a [D]),
-    /// Processes, of which this one has this device.
-    Nodes(&'a NodeSeat, &'a D),
-}
-
 /// Trains from the latest checkpoint of `run`; without one `new`, or in the place of its model the one that `initial` returns.
 fn run_task<B, M, T>(
     task: impl Fn() -> T + Sync,
@@ -234,10 +190,7 @@ where
     ModelExperts: FindExperts<M>,
 {
     let own_task = task();
-    let device = match party {
-        Party::Threads(devices) => &devices[0],
-        Party::Nodes(_, device) => device,
-    };
+    let device = party.device();
     let (trainee, mut session) =
         start(&own_task, new, initial, |model, optim| run.load_latest(model, optim, device), device)?;
     run.truncate_metrics_after(session.step())?;

@@ -11,6 +11,7 @@ use super::testing::{config, data};
 use super::tests::{Silent, begun, copy_run, losses, new_dir};
 use super::{TrainError, train_on};
 use crate::config::TrainConfig;
+use crate::parallel::Party;
 use crate::run::{Run, StepRecord};
 
 type AD = Autodiff<Flex>;
@@ -28,7 +29,7 @@ fn four_rows() -> TrainConfig {
 fn go_on(dir: &Path, config: &TrainConfig, num_ranks: usize) -> Result<Vec<StepRecord>, TrainError> {
     let (mut run, _) = Run::open(dir).expect("the run opens");
     let devices = vec![Default::default(); num_ranks];
-    train_on::<AD>(config, &data(), &mut run, &mut Silent::default(), &devices)?;
+    train_on::<AD>(config, &data(), &mut run, &mut Silent::default(), Party::Threads(&devices))?;
     Ok(losses(dir))
 }
 
