@@ -54,6 +54,7 @@
 //! - Products for a backward pass or an optimizer of your own: [`grouped_matmul_transposed`] and [`grouped_outer`].
 //! - Around the layer, where burn's element-wise code on a CPU is scalar or keeps much: [`linear`], [`rms_norm`], [`softmax_rows`],
 //!   [`cross_entropy_rows`], [`rotary`], [`causal_attention`], [`adamw_step`].
+//! - Around a whole training step on a CPU: [`with_threads_awake`]. The smaller the model, the more it matters.
 //! - Below about 16 rows for an expert the time goes into reading its weights; no op here changes that.
 //!
 //! # What is computed, read and kept
@@ -131,7 +132,7 @@ pub use functions::{
     adamw_step, adamw_step_scaled, causal_attention, chosen, combine_rows, cross_entropy_rows, dispatch_rows,
     divide_rows, expert_ffn, expert_ffn_summing, gelu, grouped_matmul, grouped_matmul_transposed, grouped_outer,
     layer_norm, linear, linear_transposed, log_sum_exp_rows, rms_norm, rotary, softmax_rows, sum_dim, sum_of_squares,
-    swiglu, top_k, unchosen,
+    swiglu, top_k, unchosen, with_threads_awake,
 };
 pub use ops::{AutodiffMoeBackend, MoeBackend};
 pub use plan::ExpertPlan;

@@ -328,6 +328,11 @@ pub trait MoeBackend: Backend {
     fn moe_sum_of_squares(x: FloatTensor<Self>) -> FloatTensor<Self> {
         portable::sum_of_squares::<Self>(x)
     }
+
+    /// Runs `work`, a good deal of ops, with the threads that share it kept awake. See [`with_threads_awake`](crate::with_threads_awake).
+    fn moe_with_threads_awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
 }
 
 /// A [`MoeBackend`] with gradients, whose inner backend (used in validation) is one too.

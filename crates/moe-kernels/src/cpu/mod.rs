@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod awake;
 mod exp;
 pub(crate) mod expert_ffn;
 mod gated;
@@ -21,6 +22,7 @@ pub(crate) mod unset;
 
 pub(crate) use activation::{gelu, gelu_backward, swiglu, swiglu_backward};
 pub(crate) use attention::{AttentionInputs, AttentionSaved, AttentionShape, attention, attention_backward};
+pub(crate) use awake::with_threads_awake;
 pub(crate) use gemm::Mat;
 pub(crate) use grouped::{grouped_matmul, grouped_outer};
 pub(crate) use linear::product;

@@ -12,6 +12,7 @@ mod rotary;
 mod routing;
 mod rows;
 mod softmax;
+mod threads;
 
 pub use activation::{gelu, swiglu};
 pub use attention::causal_attention;
@@ -25,6 +26,7 @@ pub use rotary::rotary;
 pub use routing::{chosen, top_k, unchosen};
 pub use rows::{combine_rows, dispatch_rows};
 pub use softmax::{cross_entropy_rows, log_sum_exp_rows, softmax_rows};
+pub use threads::with_threads_awake;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;

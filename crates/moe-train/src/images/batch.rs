@@ -1,6 +1,6 @@
 //! Batches of images, augmented where they are to be learnt from.
 
-use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
@@ -118,7 +118,7 @@ pub struct ImageOrder {
     seed: u64,
     len: usize,
     /// The pass that was last asked for.
-    pass: RefCell<Option<(usize, Vec<u32>)>>,
+    pass: Mutex<Option<(usize, Vec<u32>)>>,
 }
 
 impl ImageOrder {
@@ -127,7 +127,7 @@ impl ImageOrder {
     /// Panics without an image.
     pub fn new(seed: u64, len: usize) -> Self {
         assert!(len > 0, "an order needs images");
-        Self { seed, len, pass: RefCell::new(None) }
+        Self { seed, len, pass: Mutex::new(None) }
     }
 
     /// The images at places `first..first + count` of the endless order.
@@ -136,7 +136,7 @@ impl ImageOrder {
     }
 
     fn at(&self, place: usize) -> usize {
-        let mut cached = self.pass.borrow_mut();
+        let mut cached = self.pass.lock().unwrap_or_else(PoisonError::into_inner);
         let pass = place / self.len;
         if cached.as_ref().is_none_or(|(at, _)| *at != pass) {
             *cached = Some((pass, self.shuffled(pass)));

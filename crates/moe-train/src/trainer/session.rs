@@ -105,7 +105,10 @@ where
             with_stats: Due::after(&course.pace, step + 1).record,
         };
         let batches = (0..course.pace.grad_accumulation).map(|micro| self.task.batch(step, micro));
-        let stepped = trainee.step_among(self.group.as_ref(), batches, &settings, self.device);
+        let stepped = match &self.group {
+            None => trainee.step(batches, &settings, self.device).map_err(StepError::from),
+            Some(group) => trainee.step_among(group, batches, &settings, self.device),
+        };
         let stepped = stepped.map_err(|error| match error {
             StepError::NotFinite(NotFinite(what)) => self.not_finite(what, step + 1),
             StepError::Ranks(error) => TrainError::Ranks(error),

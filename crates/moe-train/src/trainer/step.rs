@@ -7,7 +7,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use excitation_optim::{FindExperts, LayerFactors};
-use moe_kernels::AutodiffMoeBackend;
+use moe_kernels::{AutodiffMoeBackend, with_threads_awake};
 use moe_layers::ranks::among_ranks;
 use moe_models::lm::{Lm, LmLoss};
 use moe_models::vit::Vit;
@@ -146,11 +146,12 @@ where
     /// Panics when there is no batch.
     pub fn step(
         self,
-        batches: impl ExactSizeIterator<Item = <M as Learns<B>>::Batch>,
+        batches: impl ExactSizeIterator<Item = <M as Learns<B>>::Batch> + Send,
         settings: &StepSettings,
         device: &B::Device,
     ) -> Result<(Self, StepOutcome), NotFinite> {
-        self.step_among(None, batches, settings, device).map_err(|error| match error {
+        let stepped = with_threads_awake::<B, _>(|| self.take_step(None, batches, settings, device));
+        stepped.map_err(|error| match error {
             StepError::NotFinite(found) => found,
             StepError::Ranks(_) => unreachable!("there is one rank"),
         })
@@ -167,6 +168,16 @@ where
     ///
     /// As [`step`](Self::step), and when the rows of a batch cannot be split evenly.
     pub fn step_among(
+        self,
+        group: &Rc<Group<B>>,
+        batches: impl ExactSizeIterator<Item = <M as Learns<B>>::Batch>,
+        settings: &StepSettings,
+        device: &B::Device,
+    ) -> Result<(Self, StepOutcome), StepError> {
+        self.take_step(Some(group), batches, settings, device)
+    }
+
+    fn take_step(
         mut self,
         group: Option<&Rc<Group<B>>>,
         batches: impl ExactSizeIterator<Item = <M as Learns<B>>::Batch>,

@@ -37,7 +37,7 @@ pub(super) struct Validation {
 }
 
 /// A model's task: batches to learn from, and a part that is held out.
-pub(super) trait Task<B: AutodiffMoeBackend, M: Trainable<B>> {
+pub(super) trait Task<B: AutodiffMoeBackend, M: Trainable<B>>: Sync {
     fn course(&self) -> Course<'_>;
 
     /// What is counted and how it is judged.

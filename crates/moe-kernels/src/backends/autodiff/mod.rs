@@ -25,6 +25,10 @@ use crate::{ExpertPlan, FfnSummed, FfnWeights, MoeBackend};
 use grouped::{Grouped, grouped};
 
 impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
+    fn moe_with_threads_awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+        B::moe_with_threads_awake(work)
+    }
+
     fn moe_top_k_indices(scores: FloatTensor<Self>, k: usize) -> IntTensor<Self> {
         B::moe_top_k_indices(scores.primitive, k)
     }

@@ -134,6 +134,10 @@ macro_rules! fused_ops {
         fn moe_sum_of_squares(x: Self::FloatTensorPrimitive) -> Self::FloatTensorPrimitive {
             $crate::backends::host::optim::sum_of_squares::<Self>(x)
         }
+
+        fn moe_with_threads_awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+            $crate::cpu::with_threads_awake(work)
+        }
     };
 }
 

@@ -1,0 +1,125 @@
+//! Threads that wait for work with open eyes.
+//!
+//! rayon's threads go to sleep as soon as there is nothing to do. A training step is hundreds of short parallel loops with serial
+//! code between them, and waking a thread takes as long as some of the loops.
+
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a thread without work stays awake: longer than the serial parts of a step. A machine with more processors than the work
+/// has parts is not kept busy for the whole of a long one.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How often a waiting thread pauses before it looks for work again; together about a microsecond.
+const PAUSES: usize = 30;
+
+/// Whether somebody's work is in [`with_threads_awake`]. One at a time: a thread of the pool that waits in the middle of a work takes up
+/// other jobs, and should not take up a second whole work.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Runs `work` on one of rayon's threads and keeps the others looking for what it splits off.
+///
+/// It runs where it is called when that is a thread of a pool already, or when another thread's work is in here.
+pub(crate) fn with_threads_awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    if rayon::current_thread_index().is_some() {
+        return work();
+    }
+    let Some(_turn) = Turn::take() else { return work() };
+    let done = AtomicBool::new(false);
+    rayon::scope(|scope| {
+        let own = rayon::current_thread_index();
+        let done = &done;
+        scope.spawn_broadcast(move |_, context| {
+            if Some(context.index()) != own {
+                look_for_work_until(done, PATIENCE);
+            }
+        });
+        // Also when `work` panics, or the scope would wait for those who wait for it.
+        let _end = SetAtEnd(done);
+        work()
+    })
+}
+
+fn look_for_work_until(done: &AtomicBool, patience: Duration) {
+    let mut idle_since = Instant::now();
+    while !done.load(Ordering::Acquire) && idle_since.elapsed() < patience {
+        match rayon::yield_now() {
+            Some(rayon::Yield::Executed) => idle_since = Instant::now(),
+            _ => {
+                (0..PAUSES).for_each(|_| spin_loop());
+                // Another program may have better use of the processor.
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+struct Turn;
+
+impl Turn {
+    fn take() -> Option<Self> {
+        (!TAKEN.swap(true, Ordering::Acquire)).then_some(Self)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        TAKEN.store(false, Ordering::Release);
+    }
+}
+
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn work_runs_on_a_thread_of_the_pool_and_its_value_comes_back() {
+        // Others of these tests may have the turn for a moment.
+        let ran = (0..10_000).any(|_| {
+            std::thread::yield_now();
+            with_threads_awake(rayon::current_thread_index).is_some()
+        });
+        assert!(ran);
+    }
+
+    #[test]
+    fn works_of_several_threads_and_work_inside_work_end() {
+        let sum = |n: u64| with_threads_awake(move || with_threads_awake(move || rayon::join(|| n, || n + 1)));
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || (0..50).map(|_| sum(n)).max())).collect();
+            for (n, thread) in (0..).zip(threads) {
+                assert_eq!(thread.join().expect("no panic"), Some((n, n + 1)));
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_arrives_and_the_turn_is_free_again() {
+        let result = catch_unwind(AssertUnwindSafe(|| with_threads_awake(|| panic!("no"))));
+        assert_eq!(result.expect_err("it panicked").downcast_ref::<&str>(), Some(&"no"));
+        work_runs_on_a_thread_of_the_pool_and_its_value_comes_back();
+    }
+
+    #[test]
+    fn a_pool_of_one_thread_has_nobody_to_keep_awake() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+        assert_eq!(pool.install(|| with_threads_awake(|| rayon::join(|| 1, || 2))), (1, 2));
+    }
+
+    #[test]
+    fn waiting_ends_with_the_work_or_with_patience() {
+        look_for_work_until(&AtomicBool::new(true), Duration::MAX);
+        look_for_work_until(&AtomicBool::new(false), Duration::from_millis(1));
+    }
+}
