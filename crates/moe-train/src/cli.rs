@@ -5,7 +5,7 @@ use std::{convert::Infallible, path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moe_models::checkpoint::WeightDtype;
 
-use crate::{backend::DeviceChoice, config::Dtype};
+use crate::{backend::DeviceChoice, config::Dtype, error::Error};
 
 /// Trains, evaluates and samples Mixture-of-Experts models.
 #[derive(Parser, Debug)]
@@ -127,7 +127,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DEVICE", default_value = "default")]
     pub device: DeviceChoice,
     /// Devices to train on together, as 0,1: each takes an equal part of the rows of every batch. On a CPU their number is the number of threads
-    /// that do so
+    /// that do so. With --launch or --nodes: the device of each process, in the order of the ranks
     #[arg(long, value_name = "DEVICE,..", value_delimiter = ',', conflicts_with = "device")]
     pub devices: Vec<DeviceChoice>,
     /// Several processes.
@@ -135,14 +135,14 @@ pub struct TrainArgs {
     pub ranks: RankArgs,
 }
 
-/// Options of `moe-train train` for several processes that train together, each on a device of its own.
+/// Options of `moe-train train` for several processes that train together.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RankArgs {
     /// Train in so many processes on this machine: starts the others, with the same options
-    #[arg(long, value_name = "N", value_parser = ranks, conflicts_with_all = ["devices", "node"])]
+    #[arg(long, value_name = "N", value_parser = ranks, conflicts_with = "node")]
     pub launch: Option<usize>,
     /// Which of --nodes processes this is, from 0; all are started with the same options but this one, and 0 alone writes the run
-    #[arg(long, value_name = "R", requires_all = ["nodes", "coordinator"], conflicts_with = "devices")]
+    #[arg(long, value_name = "R", requires_all = ["nodes", "coordinator"])]
     pub node: Option<usize>,
     /// How many processes train together
     #[arg(long, value_name = "N", value_parser = ranks, requires = "node")]
@@ -150,7 +150,7 @@ pub struct RankArgs {
     /// Where they meet: host and port of process 0
     #[arg(long, value_name = "HOST:PORT", requires = "node")]
     pub coordinator: Option<String>,
-    /// Seconds without a word after which another process counts as lost; longer than a validation and a checkpoint take
+    /// Seconds without a word after which another process counts as lost, process 0 after twice that; longer than a validation and a checkpoint take
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     pub rank_timeout: u32,
     /// Started by --launch: ends when its standard input does, which the process that started it holds open.
@@ -158,17 +158,44 @@ pub struct RankArgs {
     pub launched: bool,
 }
 
+impl RankArgs {
+    /// Which of several processes this is.
+    fn rank(&self) -> Option<usize> {
+        self.node.or(self.launch.map(|_| 0))
+    }
+}
+
 fn ranks(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(number @ 1..) => Ok(number),
-        _ => Err("expected a number of processes, 1 or more".into()),
+        Ok(number @ 2..) => Ok(number),
+        _ => Err("expected a number of processes, 2 or more".into()),
     }
 }
 
 impl TrainArgs {
-    /// Where to train, the first one first.
+    /// Where this process trains, the first one first. Of several processes it has one device; [`check_devices`](Self::check_devices) has seen to that.
     pub fn device_choices(&self) -> &[DeviceChoice] {
-        if self.devices.is_empty() { std::slice::from_ref(&self.device) } else { &self.devices }
+        match self.ranks.rank() {
+            _ if self.devices.is_empty() => std::slice::from_ref(&self.device),
+            Some(rank) => &self.devices[rank..=rank],
+            None => &self.devices,
+        }
+    }
+
+    /// How many ranks there will be.
+    pub fn num_ranks(&self) -> usize {
+        self.ranks.launch.or(self.ranks.nodes).unwrap_or_else(|| self.device_choices().len())
+    }
+
+    /// # Errors
+    ///
+    /// Of several processes, a list of devices that is not one for each.
+    pub fn check_devices(&self) -> Result<(), Error> {
+        let (num_ranks, devices) = (self.ranks.launch.or(self.ranks.nodes), self.devices.len());
+        match num_ranks {
+            Some(num_ranks) if devices > 0 && devices != num_ranks => Err(Error::DevicesOfRanks { num_ranks, devices }),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -41,6 +41,14 @@ pub enum Error {
         /// The directory of the run.
         dir: PathBuf,
     },
+    /// `--devices` beside `--launch` or `--nodes`.
+    #[error("--devices names {devices} devices for {num_ranks} processes: name one for each")]
+    DevicesOfRanks {
+        /// Of the processes.
+        num_ranks: usize,
+        /// Of the devices.
+        devices: usize,
+    },
     /// The processes of `--launch` cannot be started.
     #[error("cannot start the other ranks: {source}")]
     Launch {

@@ -106,6 +106,7 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     second.kill().expect("it can be killed");
     second.wait().expect("it ends");
     let ended = first.wait_with_output().expect("it ends");
+    // It may have been done by then.
     if !ended.status.success() {
         let said = last_words(&ended);
         assert!(said.contains("rank 0 cannot train with the others: rank 1 ") && said.contains("--resume"), "{said}");
@@ -132,6 +133,32 @@ fn a_frozen_rank_ends_the_others_in_time() {
     second.wait().expect("it ends");
     let checkpoints = std::fs::read_dir(place.path("run/checkpoints")).expect("they are there").count();
     assert!(checkpoints > 0);
+}
+
+/// The ids of the processes that `parent` has started.
+#[cfg(target_os = "linux")]
+fn children_of(parent: u32) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").expect("this is Linux").flatten();
+    let ids = processes.filter_map(|process| process.file_name().into_string().ok());
+    ids.filter(|id| state_and_parent(id).is_some_and(|(_, of)| of == parent.to_string())).collect()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_frozen_launched_rank_is_named_and_not_left_behind() {
+    let place = Place::new();
+    let mut command = with(train(&place, "run", 100_000), &["--launch", "2", "--rank-timeout", "5"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let first = command.spawn().expect("the program starts");
+    wait_for_checkpoint(&place, "run");
+    let children = children_of(first.id());
+    assert_eq!(children.len(), 1);
+    assert!(Command::new("kill").args(["-STOP", &children[0]]).status().expect("there is a kill").success());
+    let start = Instant::now();
+    let said = last_words(&first.wait_with_output().expect("it ends"));
+    assert!(said.contains("rank 1 has been silent for 5 s"), "{said}");
+    assert!(start.elapsed() < Duration::from_secs(60));
+    assert!(state_and_parent(&children[0]).is_none_or(|(state, _)| state == "Z"), "it is still there");
 }
 
 #[test]
@@ -163,19 +190,13 @@ fn launched_processes_end_with_the_one_that_launched_them() {
     let mut command = with(train(&place, "run", 100_000), &["--launch", "4"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut first = command.spawn().expect("the program starts");
-    let parent = first.id().to_string();
-    let children = || -> Vec<String> {
-        let processes = std::fs::read_dir("/proc").expect("this is Linux").flatten();
-        let ids = processes.filter_map(|process| process.file_name().into_string().ok());
-        ids.filter(|id| state_and_parent(id).is_some_and(|(_, of)| of == parent)).collect()
-    };
     let start = Instant::now();
     let in_time = || assert!(start.elapsed() < Duration::from_secs(60), "it takes too long");
-    let mut others = children();
+    let mut others = children_of(first.id());
     while others.len() < 3 {
         in_time();
         sleep(Duration::from_millis(5));
-        others = children();
+        others = children_of(first.id());
     }
     // At once, so that they may not have met yet.
     first.kill().expect("it can be killed");
@@ -204,9 +225,10 @@ fn ranks_that_train_something_else_are_refused_before_the_first_step() {
 #[test]
 fn what_ranks_cannot_share_is_one_line_and_leaves_no_directory() {
     let place = Place::new();
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 6] = [
         (&["--devices", "0,1,2"], "train.batch_size 4 cannot be split over 3 ranks"),
         (&["--devices", "0,1", "--set", "moe.router=expert-choice"], "expert choice cannot run on several ranks"),
+        (&["--launch", "2", "--devices", "0,1,2"], "--devices names 3 devices for 2 processes"),
         (&["--launch", "2", "--set", "moe.capacity_factor=1.0"], "moe.capacity_factor cannot be used on several ranks"),
         (&["--node", "2", "--nodes", "2", "--coordinator", "localhost:9"], "of 2 ranks, counted from 0, it is none"),
         (&["--node", "1", "--nodes", "2", "--coordinator", "nowhere"], "write host:port"),

@@ -8,7 +8,7 @@ use std::num::NonZero;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::available_parallelism;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::say;
 use crate::{
@@ -21,6 +21,9 @@ use crate::{
 
 /// What bounds the threads of a process on a CPU.
 const THREADS: &str = "RAYON_NUM_THREADS";
+
+/// How long a launched process may take to end by itself.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// The place of this process among others, if it is to have one.
 pub(super) fn seat(args: &RankArgs) -> Result<Option<NodeSeat>, Error> {
@@ -71,6 +74,15 @@ pub(super) fn end_with_parent(args: &RankArgs) {
     }
 }
 
+/// What a launched process leaves to say to rank 0, which shares its stderr: that it lost the others. That may be how the run ends, and is not
+/// its fault.
+pub(super) fn leave_word_to_rank_0(args: &RankArgs, ended: Result<(), Error>) -> Result<(), Error> {
+    match ended {
+        Err(Error::Train(TrainError::Ranks(_))) if args.launched => std::process::exit(1),
+        ended => ended,
+    }
+}
+
 /// What rank 0 does before it waits for the others: says where it listens, and starts them if that was asked for.
 pub(super) fn start(args: &RankArgs, seat: &NodeSeat) -> Result<Launched, Error> {
     announce(seat)?;
@@ -110,11 +122,17 @@ impl Launched {
 }
 
 impl Drop for Launched {
-    /// They end with rank 0: waits for that, so that nothing is left behind.
+    /// They end with rank 0, which they see at their standard input: waits for that, so that nothing is left behind. One that does not is
+    /// killed, as it may be stopped.
     fn drop(&mut self) {
+        self.0.iter_mut().for_each(|child| drop(child.stdin.take()));
+        let deadline = Instant::now() + GRACE;
         for child in &mut self.0 {
+            while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
             // One that is gone already is what is wanted.
-            let _ = child.wait();
+            let _ = child.kill().and_then(|()| child.wait());
         }
     }
 }

@@ -33,13 +33,15 @@ const SAMPLE_TEMPERATURE: f64 = 0.8;
 pub(super) fn run(args: &TrainArgs) -> Result<(), Error> {
     nodes::end_with_parent(&args.ranks);
     let seat = nodes::seat(&args.ranks)?;
+    args.check_devices()?;
     let follows = seat.as_ref().filter(|seat| seat.rank > 0);
-    match (kind(args)?, follows, &args.resume) {
+    let ended = match (kind(args)?, follows, &args.resume) {
         (ModelKind::Vit, ..) => vit::train(args, seat.as_ref()),
         (ModelKind::Lm, Some(seat), _) => follow(args, seat),
         (ModelKind::Lm, None, Some(dir)) => Job::resume(dir, args)?.run(args, seat.as_ref()),
         (ModelKind::Lm, None, None) => Job::new(args)?.run(args, seat.as_ref()),
-    }
+    };
+    nodes::leave_word_to_rank_0(&args.ranks, ended)
 }
 
 /// The part of a process that is not rank 0.
@@ -57,15 +59,10 @@ fn follow(args: &TrainArgs, seat: &NodeSeat) -> Result<(), Error> {
             (config, vocab, None)
         }
     };
-    let device = backend::open(args.device, config.train.dtype)?;
+    let device = backend::open(args.device_choices()[0], config.train.dtype)?;
     let text = Text::load(&config, vocab)?;
     nodes::announce(seat)?;
     Ok(trainer::follow::<Training>(&config, &text.data, checkpoints.as_ref(), &device, seat)?)
-}
-
-/// How many ranks there will be.
-pub(super) fn num_ranks(args: &TrainArgs) -> usize {
-    args.ranks.launch.or(args.ranks.nodes).unwrap_or_else(|| args.device_choices().len())
 }
 
 /// What to train: what the command line says, or else the run that it goes on with.
@@ -95,7 +92,7 @@ impl Job {
         let (config, vocab) = settings(args)?;
         let devices = backend::open_all(args.device_choices(), config.train.dtype)?;
         check_start(&config, &devices[0])?;
-        config.check_ranks(num_ranks(args))?;
+        config.check_ranks(args.num_ranks())?;
         let text = Text::load(&config, vocab)?;
         let dir = args.out.clone().unwrap_or_else(|| free_directory(&args.preset, config.train.seed));
         let run = Run::create(&dir, &config)?;
@@ -112,7 +109,7 @@ impl Job {
         let longer = raise_steps(&mut config.train.steps, args.steps)?;
         config.validate()?;
         let devices = backend::open_all(args.device_choices(), config.train.dtype)?;
-        config.check_ranks(num_ranks(args))?;
+        config.check_ranks(args.num_ranks())?;
         let text = Text::load(&config, run_vocab(dir, &config)?)?;
         match read_context::<Context>(dir)? {
             Some(context) => check_same(&context, &text.context)?,

@@ -10,7 +10,7 @@ use moe_models::vit::{Vit, VitConfig};
 use super::{
     eval::say_layers,
     nodes, say,
-    train::{absolute, free_directory, grouped, num_ranks, overrides, raise_steps},
+    train::{absolute, free_directory, grouped, overrides, raise_steps},
 };
 use crate::{
     backend::{self, Device, DeviceChoice, Plain, Training},
@@ -39,7 +39,7 @@ pub(super) fn train(args: &TrainArgs, seat: Option<&NodeSeat>) -> Result<(), Err
 
 /// The part of a process that is not rank 0.
 fn follow(args: &TrainArgs, seat: &NodeSeat) -> Result<(), Error> {
-    let device = backend::open(args.device, Dtype::F32)?;
+    let device = backend::open(args.device_choices()[0], Dtype::F32)?;
     let (config, data, checkpoints) = match nodes::checkpoints(args)? {
         Some((checkpoints, config)) => {
             let dir = args.resume.as_deref().expect("it is resumed");
@@ -85,7 +85,7 @@ impl Job {
     fn new(args: &TrainArgs) -> Result<Self, Error> {
         let devices = backend::open_all(args.device_choices(), Dtype::F32)?;
         let (config, data) = settings(args)?;
-        config.check_ranks(num_ranks(args))?;
+        config.check_ranks(args.num_ranks())?;
         check_freeze(&config, &devices[0])?;
         let context = ImageContext::new(&data, linear_accuracy::<Training>(&data, &devices[0]));
         let preset = format!("vit-{}", args.preset);
@@ -103,7 +103,7 @@ impl Job {
         let longer = raise_steps(&mut config.train.steps, args.steps)?;
         config.validate()?;
         let devices = backend::open_all(args.device_choices(), Dtype::F32)?;
-        config.check_ranks(num_ranks(args))?;
+        config.check_ranks(args.num_ranks())?;
         let data = load(&config)?;
         config.check_fit(&data)?;
         let context = match read_context::<ImageContext>(dir)? {

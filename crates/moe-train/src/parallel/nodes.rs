@@ -29,6 +29,8 @@ use super::{Collective, RankError};
 const ROUTE: &str = "ranks";
 /// Bytes of a message at most: what the server takes is limited to 16 MiB.
 const CHUNK: usize = 8 << 20;
+/// How long the first words of a connection may take.
+const GREETING: Duration = Duration::from_secs(10);
 /// Between two attempts to reach a coordinator that is not there yet.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -41,7 +43,8 @@ pub struct NodeSeat {
     pub num_ranks: usize,
     /// Host and port of rank 0, `host:port`.
     pub coordinator: String,
-    /// How long to wait for another rank before it counts as lost.
+    /// How long rank 0 waits for the others before one counts as lost. The others give rank 0 twice as long: it may be waiting itself, and then says
+    /// for whom.
     pub limit: Duration,
 }
 
@@ -155,15 +158,15 @@ impl<I: Backend> Collective<I> for Node<I> {
         let (device, dtype, [len]) = (values.device(), values.dtype(), values.dims());
         let own: Vec<f32> = values.cast(DType::F32).into_data().iter::<f32>().collect();
         let mut ends = self.ends.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let limit = self.seat.limit;
+        let wait = Wait::from_now(if self.seat.rank == 0 { self.seat.limit } else { 2 * self.seat.limit });
         let sum = self.runtime.block_on(async {
             match &mut *ends {
-                Ends::Others(others) => sum_of_all(others, own, limit).await,
+                Ends::Others(others) => sum_of_all(others, own, wait).await,
                 Ends::Coordinator(coordinator) => {
                     let coordinator = coordinator.as_mut();
                     let named = |error| format!("rank 0 {error}");
-                    send(coordinator, &own, limit).await.map_err(named)?;
-                    receive(coordinator, len, limit).await.map_err(named)
+                    send(coordinator, &own, wait).await.map_err(named)?;
+                    receive(coordinator, len, wait).await.map_err(named)
                 }
             }
         });
@@ -172,15 +175,32 @@ impl<I: Backend> Collective<I> for Node<I> {
     }
 }
 
+/// Until when to wait for somebody.
+#[derive(Clone, Copy)]
+struct Wait {
+    limit: Duration,
+    until: Instant,
+}
+
+impl Wait {
+    fn from_now(limit: Duration) -> Self {
+        Self { limit, until: Instant::now() + limit }
+    }
+
+    fn left(self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+}
+
 /// Rank 0's part of a sum.
-async fn sum_of_all(others: &mut [WsServerChannel], own: Vec<f32>, limit: Duration) -> Result<Vec<f32>, String> {
+async fn sum_of_all(others: &mut [WsServerChannel], own: Vec<f32>, wait: Wait) -> Result<Vec<f32>, String> {
     let mut sum = own;
     for (index, other) in others.iter_mut().enumerate() {
-        let values = receive(other, sum.len(), limit).await.map_err(|error| format!("rank {} {error}", index + 1))?;
+        let values = receive(other, sum.len(), wait).await.map_err(|error| format!("rank {} {error}", index + 1))?;
         sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
     }
     for (index, other) in others.iter_mut().enumerate() {
-        send(other, &sum, limit).await.map_err(|error| format!("rank {} {error}", index + 1))?;
+        send(other, &sum, wait).await.map_err(|error| format!("rank {} {error}", index + 1))?;
     }
     Ok(sum)
 }
@@ -194,11 +214,10 @@ async fn gather(seat: &NodeSeat, hello: &Hello) -> Result<Vec<WsServerChannel>, 
         move |connection: WsServerChannel| async move { drop(arrived.send(connection)) }
     });
     let serving = tokio::spawn(server.serve(std::future::pending::<()>()));
-    let deadline = Instant::now() + seat.limit;
+    let wait = Wait::from_now(seat.limit);
     let mut others = BTreeMap::new();
     while others.len() + 1 < seat.num_ranks {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut connection = match time::timeout(left, arrivals.recv()).await {
+        let mut connection = match time::timeout(wait.left(), arrivals.recv()).await {
             Ok(Some(connection)) => connection,
             // Nobody can arrive any more: the server has ended.
             Ok(None) => {
@@ -213,20 +232,22 @@ async fn gather(seat: &NodeSeat, hello: &Hello) -> Result<Vec<WsServerChannel>, 
                 return Err(format!("ranks {missing:?} did not come within {:?}", seat.limit));
             }
         };
-        let Ok(greeting) = told::<_, Greeting>(&mut connection, seat.limit).await else { continue };
+        // Whoever connects and says nothing does not keep the others waiting.
+        let greeted = told::<_, Greeting>(&mut connection, Wait::from_now(wait.left().min(GREETING))).await;
+        let Ok(greeting) = greeted else { continue };
         match refusal(seat, hello, &greeting, others.contains_key(&greeting.rank)) {
             None => drop(others.insert(greeting.rank, connection)),
             Some(reason) => {
-                let _ = tell(&mut connection, &Answer::Refused(reason.clone()), seat.limit).await;
+                let _ = tell(&mut connection, &Answer::Refused(reason.clone()), Wait::from_now(GREETING)).await;
                 return Err(format!("rank {} {reason}", greeting.rank));
             }
         }
     }
-    let mut others: Vec<_> = others.into_values().collect();
-    for other in &mut others {
-        tell(other, &Answer::Welcome, seat.limit).await?;
+    for (rank, other) in &mut others {
+        let told = tell(other, &Answer::Welcome, Wait::from_now(GREETING)).await;
+        told.map_err(|error| format!("rank {rank} {error}"))?;
     }
-    Ok(others)
+    Ok(others.into_values().collect())
 }
 
 /// Why a rank cannot train with rank 0.
@@ -253,9 +274,9 @@ fn refusal(seat: &NodeSeat, hello: &Hello, greeting: &Greeting, taken: bool) -> 
 /// Another rank finds rank 0.
 async fn join(seat: &NodeSeat, hello: &Hello) -> Result<WsClientChannel, String> {
     let address: Address = format!("ws://{}", seat.coordinator).parse()?;
-    let deadline = Instant::now() + seat.limit;
+    let wait = Wait::from_now(seat.limit);
     let mut connection = loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = wait.left();
         if let Ok(Some(connection)) = time::timeout(left, WsClient::connect(address.clone(), ROUTE)).await {
             break connection;
         }
@@ -265,8 +286,10 @@ async fn join(seat: &NodeSeat, hello: &Hello) -> Result<WsClientChannel, String>
         time::sleep(PAUSE).await;
     };
     let greeting = Greeting { rank: seat.rank, num_ranks: seat.num_ranks, hello: hello.clone() };
-    tell(&mut connection, &greeting, seat.limit).await?;
-    match told(&mut connection, seat.limit).await.map_err(|error| format!("rank 0 {error}"))? {
+    let named = |error| format!("rank 0 {error}");
+    tell(&mut connection, &greeting, Wait::from_now(GREETING)).await.map_err(named)?;
+    // Rank 0 answers when all have come.
+    match told(&mut connection, Wait::from_now(2 * seat.limit)).await.map_err(named)? {
         Answer::Welcome => Ok(connection),
         Answer::Refused(reason) => Err(format!("it {reason}")),
     }
@@ -277,28 +300,28 @@ fn port_of(address: &str) -> Result<u16, String> {
     port.ok_or_else(|| format!("`{address}` is no address: write host:port"))
 }
 
-async fn tell<C: CommunicationChannel>(to: &mut C, what: &impl Serialize, limit: Duration) -> Result<(), String> {
+async fn tell<C: CommunicationChannel>(to: &mut C, what: &impl Serialize, wait: Wait) -> Result<(), String> {
     let text = serde_json::to_vec(what).expect("a greeting is text");
-    within(limit, to.send(Message::new(text.into()))).await
+    within(wait, to.send(Message::new(text.into()))).await
 }
 
-async fn told<C: CommunicationChannel, T: for<'a> Deserialize<'a>>(from: &mut C, limit: Duration) -> Result<T, String> {
-    let bytes = next(from, limit).await?;
+async fn told<C: CommunicationChannel, T: for<'a> Deserialize<'a>>(from: &mut C, wait: Wait) -> Result<T, String> {
+    let bytes = next(from, wait).await?;
     serde_json::from_slice(&bytes).map_err(|error| format!("sent something else than was expected: {error}"))
 }
 
-async fn send<C: CommunicationChannel>(to: &mut C, values: &[f32], limit: Duration) -> Result<(), String> {
+async fn send<C: CommunicationChannel>(to: &mut C, values: &[f32], wait: Wait) -> Result<(), String> {
     for part in values.chunks(CHUNK / 4) {
         let bytes: Vec<u8> = part.iter().flat_map(|value| value.to_le_bytes()).collect();
-        within(limit, to.send(Message::new(bytes.into()))).await?;
+        within(wait, to.send(Message::new(bytes.into()))).await?;
     }
     Ok(())
 }
 
-async fn receive<C: CommunicationChannel>(from: &mut C, len: usize, limit: Duration) -> Result<Vec<f32>, String> {
+async fn receive<C: CommunicationChannel>(from: &mut C, len: usize, wait: Wait) -> Result<Vec<f32>, String> {
     let mut values = Vec::with_capacity(len);
     while values.len() < len {
-        let bytes = next(from, limit).await?;
+        let bytes = next(from, wait).await?;
         let (numbers, rest) = bytes.as_chunks::<4>();
         let expected = (len - values.len()).min(CHUNK / 4);
         if !rest.is_empty() || numbers.len() != expected {
@@ -310,20 +333,20 @@ async fn receive<C: CommunicationChannel>(from: &mut C, len: usize, limit: Durat
 }
 
 /// The next message.
-async fn next<C: CommunicationChannel>(from: &mut C, limit: Duration) -> Result<Vec<u8>, String> {
-    match time::timeout(limit, from.recv()).await {
+async fn next<C: CommunicationChannel>(from: &mut C, wait: Wait) -> Result<Vec<u8>, String> {
+    match time::timeout(wait.left(), from.recv()).await {
         Ok(Ok(Some(message))) => Ok(message.data.to_vec()),
         Ok(Ok(None)) => Err("has ended".into()),
         Ok(Err(error)) => Err(format!("is gone: {error:?}")),
-        Err(_) => Err(silent(limit)),
+        Err(_) => Err(silent(wait.limit)),
     }
 }
 
-async fn within<E: std::fmt::Debug>(limit: Duration, sent: impl Future<Output = Result<(), E>>) -> Result<(), String> {
-    match time::timeout(limit, sent).await {
+async fn within<E: std::fmt::Debug>(wait: Wait, sent: impl Future<Output = Result<(), E>>) -> Result<(), String> {
+    match time::timeout(wait.left(), sent).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(format!("is gone: {error:?}")),
-        Err(_) => Err(silent(limit)),
+        Err(_) => Err(silent(wait.limit)),
     }
 }
 
@@ -451,6 +474,29 @@ mod tests {
         );
         let reason = outcomes.into_iter().next().and_then(|outcome| outcome.expect("they met"));
         assert_eq!(reason.as_deref(), Some("rank 1 has been silent for 1.5 s (--rank-timeout)"));
+    }
+
+    #[test]
+    fn of_three_ranks_the_silent_one_is_named_by_rank_0_alone() {
+        let limit = Duration::from_millis(1500);
+        let outcomes = meet(
+            &seats(3, limit),
+            |_| hello(),
+            |node| {
+                let (rank, started) = (node.rank(), Instant::now());
+                if rank == 1 {
+                    std::thread::sleep(3 * limit);
+                    return None;
+                }
+                let error = node.sum(Tensor::ones([CHUNK], &Default::default())).expect_err("one is silent");
+                assert!(started.elapsed() < 2 * limit, "rank {rank} took {:?}", started.elapsed());
+                Some(error.reason)
+            },
+        );
+        let reasons: Vec<_> = outcomes.into_iter().map(|outcome| outcome.expect("they met")).collect();
+        assert_eq!(reasons[0].as_deref(), Some("rank 1 has been silent for 1.5 s (--rank-timeout)"));
+        let second = reasons[2].as_deref().expect("it waited");
+        assert!(second.starts_with("rank 0 ") && !second.contains("silent"), "{second}");
     }
 
     #[test]

@@ -183,6 +183,14 @@ pub enum MetricsError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// A record of an earlier step than the one before it.
+    #[error("line {line} of {} is of an earlier step than the line before: repair or remove the wrong one", path.display())]
+    Order {
+        /// The file.
+        path: PathBuf,
+        /// The number of the later line, from 1.
+        line: usize,
+    },
 }
 
 /// Reads all complete records; a file that does not exist holds none.
@@ -202,10 +210,11 @@ fn scan(path: &Path) -> Result<(Vec<(u64, StepRecord)>, u64), MetricsError> {
     for (index, line) in lines.iter().enumerate() {
         match serde_json::from_slice(line) {
             // Without its newline the record may be a number cut short that still parses.
-            Ok(record) if line.ends_with(b"\n") => records.push((offset, record)),
-            // The last line: what a kill or a power cut left of a write.
-            _ if index + 1 == lines.len() => break,
-            Ok(_) => unreachable!("only the last line can lack its newline"),
+            // The last line: what a kill or a power cut left of a write. Without its newline the record may be a number cut short that still
+            // parses.
+            _ if !line.ends_with(b"\n") => break,
+            Ok(record) if follows(&record, records.last()) => records.push((offset, record)),
+            Ok(_) => return Err(MetricsError::Order { path: path.to_path_buf(), line: index + 1 }),
             Err(source) => {
                 let path = path.to_path_buf();
                 return Err(MetricsError::Line { path, line: index + 1, source });
@@ -214,6 +223,11 @@ fn scan(path: &Path) -> Result<(Vec<(u64, StepRecord)>, u64), MetricsError> {
         offset += line.len() as u64;
     }
     Ok((records, offset))
+}
+
+/// Whether `record` may stand behind the last one.
+fn follows(record: &StepRecord, last: Option<&(u64, StepRecord)>) -> bool {
+    last.is_none_or(|(_, last)| record.step > last.step)
 }
 
 /// `metrics.jsonl` open for appending.
@@ -444,12 +458,26 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_broken_line_in_the_middle_is_an_error_that_names_it() {
+    fn a_broken_line_is_an_error_that_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let good = serde_json::to_string(&record(1)).unwrap();
-        fs::write(&path, format!("{good}\n{{\"step\": 2}}\n{good}\n")).unwrap();
-        let text = read_metrics(&path).unwrap_err().to_string();
-        assert!(text.contains("line 2 of ") && text.contains("repair or remove"), "{text}");
+        let good = |step| serde_json::to_string(&record(step)).unwrap();
+        // Also as the last one: it is complete, so it was damaged later.
+        for rest in [format!("{}\n", good(3)), String::new()] {
+            fs::write(&path, format!("{}\n{{\"step\": 2}}\n{rest}", good(1))).unwrap();
+            let text = read_metrics(&path).unwrap_err().to_string();
+            assert!(text.contains("line 2 of ") && text.contains("repair or remove"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_step_out_of_order_is_an_error_and_costs_no_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let text = [10, 90, 30].map(|step| serde_json::to_string(&record(step)).unwrap() + "\n").concat();
+        fs::write(&path, &text).unwrap();
+        let error = MetricsLog::open(path.clone()).unwrap_err().to_string();
+        assert!(error.starts_with("line 3 of ") && error.contains("earlier step"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
     }
 }

@@ -21,6 +21,7 @@ mod lock;
 mod manifest;
 mod metrics;
 mod record;
+mod sealed;
 mod subject;
 
 use std::{
@@ -129,6 +130,15 @@ pub enum RunError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// `config.json` or `context.json` holds other values than were written.
+    #[error(
+        "{} does not match its checksum: restore it, or remove its entry \"crc32\" if what it says now is meant",
+        path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// `config.json` is not what was written.
     #[error("{} is not the configuration of a run: {source}", path.display())]
     Config {
@@ -216,7 +226,7 @@ impl Run {
 
     /// Stores what is known of the data: a [`Context`] or an [`ImageContext`].
     pub fn write_context(&self, context: &impl Serialize) -> Result<(), RunError> {
-        write_json(&self.dir.join(CONTEXT_FILE), context)
+        write_sealed(&self.dir.join(CONTEXT_FILE), context)
     }
 
     /// Stores which classes the experts serve.
@@ -308,6 +318,9 @@ pub fn read_config(dir: &Path) -> Result<RunConfig, RunError> {
         }
         result => result?,
     };
+    if !sealed::is_whole(&bytes) {
+        return Err(RunError::Changed { path });
+    }
     RunConfig::parse(&bytes).map_err(|source| match is_hugging_face(&bytes) {
         true => RunError::HuggingFace { dir: dir.to_path_buf() },
         false => RunError::Config { path, source },
@@ -334,7 +347,14 @@ fn read_json<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, RunError> 
         Err(error) if error.is_not_found() => return Ok(None),
         result => result?,
     };
+    if !sealed::is_whole(&bytes) {
+        return Err(RunError::Changed { path });
+    }
     serde_json::from_slice(&bytes).map(Some).map_err(|source| RunError::Json { path, source })
+}
+
+fn write_sealed(path: &Path, value: &impl Serialize) -> Result<(), RunError> {
+    Ok(write_atomic(path, &sealed::seal(value))?)
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), RunError> {
@@ -352,7 +372,7 @@ fn checkpoints(dir: &Path) -> Checkpoints {
 }
 
 fn write_config(dir: &Path, config: &RunConfig) -> Result<(), RunError> {
-    write_json(&dir.join(CONFIG_FILE), config)
+    write_sealed(&dir.join(CONFIG_FILE), config)
 }
 
 fn acquire(dir: &Path) -> Result<RunLock, RunError> {

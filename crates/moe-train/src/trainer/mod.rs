@@ -100,7 +100,7 @@ pub fn train_on<B: AutodiffMoeBackend>(
     let device = party.device();
     let initial = config.train.init_from.as_ref().map(|dir| || load_initial(config, dir, device));
     let new = Trainee::<B>::new(config, device);
-    run_task(|| TextTask { config, data }, new, initial, run, progress, party)
+    run_task(&TextTask { config, data }, new, initial, run, progress, party)
 }
 
 /// The part of a rank that is not 0 in [`train_on`] with [`Party::Nodes`]: from the latest of `checkpoints`, which are the run's, if there is one. It writes nothing.
@@ -154,7 +154,7 @@ pub fn train_vit_on<B: AutodiffMoeBackend>(
 ) -> Result<Summary, TrainError> {
     config.check_ranks(party.num_ranks())?;
     let new = Trainee::<B, Vit<B>>::new_vit(config, party.device());
-    run_task(|| ImageTask::new(config, data), new, None::<fn() -> _>, run, progress, party)
+    run_task(&ImageTask::new(config, data), new, None::<fn() -> _>, run, progress, party)
 }
 
 /// [`follow`] for a vision model.
@@ -176,7 +176,7 @@ pub fn follow_vit<B: AutodiffMoeBackend>(
 
 /// Trains from the latest checkpoint of `run`; without one `new`, or in the place of its model the one that `initial` returns.
 fn run_task<B, M, T>(
-    task: impl Fn() -> T + Sync,
+    task: &T,
     new: Trainee<B, M>,
     initial: Option<impl FnOnce() -> Result<M, TrainError>>,
     run: &mut Run,
@@ -189,15 +189,14 @@ where
     T: Task<B, M>,
     ModelExperts: FindExperts<M>,
 {
-    let own_task = task();
     let device = party.device();
     let (trainee, mut session) =
-        start(&own_task, new, initial, |model, optim| run.load_latest(model, optim, device), device)?;
+        start(task, new, initial, |model, optim| run.load_latest(model, optim, device), device)?;
     run.truncate_metrics_after(session.step())?;
     progress.start(session.step(), session.total_steps());
     let trained = match party {
         Party::Threads([_]) => take_steps(trainee, &mut session, run, progress),
-        Party::Threads(devices) => take_steps_together(&task, devices, trainee, &mut session, run, progress),
+        Party::Threads(devices) => take_steps_together(task, devices, trainee, &mut session, run, progress),
         Party::Nodes(seat, _) => {
             session.meet(seat, &trainee.model).and_then(|()| take_steps(trainee, &mut session, run, progress))
         }

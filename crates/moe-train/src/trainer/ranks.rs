@@ -20,7 +20,7 @@ use crate::run::{Run, TrainState};
 /// Takes the steps of `session` on all `devices`. This thread is rank 0, which alone logs, validates and saves; the others take the same steps
 /// from copies of `trainee` until they are done, or rank 0 is.
 pub(super) fn take_steps_together<B, M, T>(
-    task: &(impl Fn() -> T + Sync),
+    task: &T,
     devices: &[B::Device],
     trainee: Trainee<B, M>,
     session: &mut Session<'_, B, M, T>,
@@ -34,22 +34,20 @@ where
     ModelExperts: FindExperts<M>,
 {
     let group = ThreadGroup::<B::InnerBackend>::open(devices.len());
+    // Before any of them waits for the others: memory may not suffice.
+    let copies: Vec<_> = devices[1..].iter().map(|device| (device, trainee.copy_to(device))).collect();
     thread::scope(|scope| {
-        let others: Vec<_> = devices
-            .iter()
-            .enumerate()
-            .skip(1)
-            .map(|(rank, device)| {
+        let others: Vec<_> = (1..)
+            .zip(copies)
+            .map(|(rank, (device, copy))| {
                 let (seat, state) = (group.seat(rank), session.state().clone());
-                let copy = trainee.copy_to(device);
                 scope.spawn(move || follow(task, seat, copy, state, device))
             })
             .collect();
         let trained = group.seat(0).take(&devices[0]).map_err(TrainError::Ranks).and_then(|seat| {
             session.join(Group::new(seat));
-            let trained = take_steps(trainee, session, run, progress);
-            session.leave();
-            trained
+            let joined = Leaving(session);
+            take_steps(trainee, joined.0, run, progress)
         });
         // Rank 0 has left: whoever still waits for it gets an error, which is then nobody's fault.
         let ended: Vec<_> = others.into_iter().enumerate().map(|(index, other)| end(index + 1, other)).collect();
@@ -60,9 +58,29 @@ where
     })
 }
 
+/// Lets go of the other ranks at its end, also in a panic: they would wait for ever.
+struct Leaving<'s, 'a, B, M, T>(&'s mut Session<'a, B, M, T>)
+where
+    B: AutodiffMoeBackend,
+    M: Trainable<B>,
+    T: Task<B, M>,
+    ModelExperts: FindExperts<M>;
+
+impl<B, M, T> Drop for Leaving<'_, '_, B, M, T>
+where
+    B: AutodiffMoeBackend,
+    M: Trainable<B>,
+    T: Task<B, M>,
+    ModelExperts: FindExperts<M>,
+{
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
 /// The steps of a rank that is not 0.
 fn follow<B, M, T>(
-    task: &(impl Fn() -> T + Sync),
+    task: &T,
     seat: Seat<B::InnerBackend>,
     trainee: Trainee<B, M>,
     state: TrainState,
@@ -74,8 +92,7 @@ where
     T: Task<B, M>,
     ModelExperts: FindExperts<M>,
 {
-    let task = task();
-    let mut session = Session::new(&task, device, state, None);
+    let mut session = Session::new(task, device, state, None);
     session.join(Group::new(seat.take(device)?));
     session.follow(trainee)
 }

@@ -1,17 +1,21 @@
 //! Several ranks against one: the same global batch gives the same training.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use burn::backend::{Autodiff, Flex};
+use burn::tensor::Tensor;
 use excitation_optim::Variant;
-use moe_layers::BalanceConvention;
+use moe_layers::{BalanceConvention, ExpertLoad};
 use moe_models::lm::RouterKind;
 
+use super::router_loads::RouterLoads;
 use super::testing::{config, data};
 use super::tests::{Silent, begun, copy_run, losses, new_dir};
 use super::{TrainError, train_on};
 use crate::config::TrainConfig;
 use crate::parallel::Party;
+use crate::progress::Progress;
 use crate::run::{Run, StepRecord};
 
 type AD = Autodiff<Flex>;
@@ -144,6 +148,53 @@ fn a_loss_that_is_not_finite_ends_all_ranks() {
     (config.optim.lr, config.optim.min_lr, config.optim.warmup_steps) = (1e30, 1e30, 0);
     let error = go_on(&dir, &config, 2).expect_err("it diverges");
     assert!(matches!(error, TrainError::NotFinite { .. }), "{error}");
+}
+
+/// Fails where a rank of its own may not: rank 0 alone shows progress.
+struct Panics;
+
+impl Progress for Panics {
+    fn start(&mut self, _done: usize, _total: usize) {}
+
+    fn step(&mut self, _record: &StepRecord, _total: usize) {
+        panic!("no room to draw");
+    }
+
+    fn finish(&mut self) {}
+
+    fn interrupted(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_panic_of_rank_0_ends_the_others() {
+    let config = four_rows();
+    let (_parent, dir) = begun(&config);
+    let (mut run, _) = Run::open(&dir).expect("the run opens");
+    let devices = [Default::default(), Default::default()];
+    let trained = catch_unwind(AssertUnwindSafe(|| {
+        train_on::<AD>(&config, &data(), &mut run, &mut Panics, Party::Threads(&devices)).map(drop)
+    }));
+    let panic = trained.expect_err("it panics, and the others do not wait for ever");
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"no room to draw"));
+}
+
+#[test]
+fn three_ranks_find_equal_loads_equal() {
+    // A third of it is no number of f32, and of 1/3 + 1/3 + 1/3 not every sum is 1.
+    let loads = [[7.0f32, 7.0, 1.0, 12.0], [3.0, 2.0, 6.0, 4.0], [1.0, 2.0, 4.0, 1.0]];
+    let device = Default::default();
+    let mean = |at: usize| (0..3).map(|rank| loads[rank][at]).sum::<f32>() / 3.0;
+    let vector = |values: &[f32]| Tensor::<AD, 1>::from_floats(values, &device);
+    let load = ExpertLoad::from_vector(vector(&[loads[0].as_slice(), &[27.0]].concat()));
+    let mut gathered = RouterLoads::of(vec![load]);
+    gathered.exchange(3, &mut |own| {
+        assert_eq!(own.dims(), [5]);
+        Tensor::from_floats([mean(0), mean(1), mean(2), mean(3), 50.0 / 3.0].as_slice(), &device)
+    });
+    let load = gathered.into_inner().remove(0);
+    assert_eq!(load.into_vector().into_data().to_vec::<f32>().expect("f32"), [11.0, 11.0, 11.0, 17.0, 50.0]);
 }
 
 #[test]

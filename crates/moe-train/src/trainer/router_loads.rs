@@ -26,15 +26,27 @@ impl<B: AutodiffMoeBackend> RouterLoads<B> {
         self.0 = layers.iter().map(|layer| ExpertLoad::of(&layer.routing)).map(merge).collect();
     }
 
-    /// Puts what `exchange` returns in the place of every load.
+    /// Puts the sum over all ranks in the place of every load; `exchange` returns the mean over `num_ranks`. Loads are counts, and a router looks
+    /// at the sign of their differences: they must be whole again.
     pub(super) fn exchange(
         &mut self,
+        num_ranks: usize,
         exchange: &mut dyn FnMut(Tensor<B::InnerBackend, 1>) -> Tensor<B::InnerBackend, 1>,
     ) {
         for load in &mut self.0 {
-            let vector = exchange(load.clone().into_vector().inner());
-            *load = ExpertLoad::from_vector(Tensor::from_inner(vector));
+            let means = exchange(load.clone().into_vector().inner());
+            *load = ExpertLoad::from_vector(Tensor::from_inner((means * num_ranks as f64).round()));
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(loads: Vec<ExpertLoad<B>>) -> Self {
+        Self(loads)
+    }
+
+    #[cfg(test)]
+    pub(super) fn into_inner(self) -> Vec<ExpertLoad<B>> {
+        self.0
     }
 
     /// Tells the routers of `model`.

@@ -63,6 +63,9 @@ where
     pub(super) fn follow(&mut self, mut trainee: Trainee<B, M>) -> Result<(), TrainError> {
         while !self.is_done() {
             trainee = self.train_step(trainee)?.0;
+            if self.is_checkpoint_due() {
+                self.note_checkpoint();
+            }
         }
         Ok(())
     }

@@ -299,7 +299,8 @@ impl<B: AutodiffMoeBackend, M: Trainable<B>> Gathered<B, M> {
         let losses = std::mem::take(&mut self.losses).into_iter().reduce(|sum, next| sum + next);
         self.losses = losses.into_iter().collect();
         let mut packed = Packed::new();
-        let grads = self.exchanged(model, grads, &mut |tensor| {
+        let num_ranks = group.num_ranks();
+        let grads = self.exchanged(model, grads, num_ranks, &mut |tensor| {
             packed.push(tensor.clone());
             tensor
         });
@@ -307,9 +308,9 @@ impl<B: AutodiffMoeBackend, M: Trainable<B>> Gathered<B, M> {
             totals.vectors::<B::InnerBackend>(&model.devices()[0]).into_iter().for_each(|vector| packed.push(vector));
         }
         let mut packed = packed.exchange(group)?;
-        let grads = self.exchanged(model, grads, &mut |_| packed.pop());
+        let grads = self.exchanged(model, grads, num_ranks, &mut |_| packed.pop());
         if let Some(totals) = &mut self.totals {
-            totals.set_vectors(|| packed.pop(), group.num_ranks());
+            totals.set_vectors(|| packed.pop(), num_ranks);
         }
         Ok(grads)
     }
@@ -319,6 +320,7 @@ impl<B: AutodiffMoeBackend, M: Trainable<B>> Gathered<B, M> {
         &mut self,
         model: &M,
         grads: GradientsParams,
+        num_ranks: usize,
         exchange: &mut dyn FnMut(Tensor<B::InnerBackend, 1>) -> Tensor<B::InnerBackend, 1>,
     ) -> GradientsParams {
         let grads = exchanged_gradients(model, grads, exchange);
@@ -327,7 +329,7 @@ impl<B: AutodiffMoeBackend, M: Trainable<B>> Gathered<B, M> {
             loads.exchange(exchange);
         }
         if let Some(loads) = &mut self.router_loads {
-            loads.exchange(exchange);
+            loads.exchange(num_ranks, exchange);
         }
         self.updates.exchange_energy(exchange);
         grads

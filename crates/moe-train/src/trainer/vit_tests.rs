@@ -8,9 +8,10 @@ use moe_models::lm::RouterKind;
 use moe_models::vit::Pooling;
 
 use super::tests::{Silent, copy_run, losses, new_dir};
-use super::{Summary, Trainee, train_vit};
+use super::{Summary, Trainee, train_vit, train_vit_on};
 use crate::images::{ImageBatch, ImageData, ImageSet, VitTrainConfig};
 use crate::model::Learns;
+use crate::parallel::Party;
 use crate::run::Run;
 
 type AD = Autodiff<Flex>;
@@ -139,4 +140,44 @@ fn a_trainee_with_a_negative_gamma_panics() {
     let mut config = config();
     (config.optim.excitation, config.optim.gamma) = (Some(Variant::ZeroSum), -1.0);
     Trainee::<AD, _>::new_vit(&config, &Default::default());
+}
+
+/// The records of the run on this many ranks.
+fn on_ranks(config: &VitTrainConfig, num_ranks: usize) -> Vec<crate::run::StepRecord> {
+    let (_parent, dir) = new_dir();
+    let mut run = Run::create(&dir, config).expect("the run directory is new");
+    let devices = vec![Default::default(); num_ranks];
+    train_vit_on::<AD>(config, &data(), &mut run, &mut Silent::default(), Party::Threads(&devices)).expect("training");
+    losses(&dir)
+}
+
+#[test]
+fn a_vision_model_trains_alike_on_any_number_of_ranks() {
+    let mut config = config();
+    config.train.batch_size = 4;
+    config.model.moe.router = RouterKind::Default;
+    let alone = on_ranks(&config, 1);
+    for num_ranks in [2, 4] {
+        let together = on_ranks(&config, num_ranks);
+        assert_eq!(together.len(), alone.len());
+        for (found, expected) in together.iter().zip(&alone) {
+            let close = |what: &str, found: f64, expected: f64| {
+                let error = (found - expected).abs();
+                assert!(error <= 1e-3 * expected.abs(), "{what} of {num_ranks} ranks: {found} != {expected}");
+            };
+            close("loss", found.loss, expected.loss);
+            close("gradient norm", found.grad_norm, expected.grad_norm);
+            close("held-out loss", found.valid_loss.unwrap_or(1.0), expected.valid_loss.unwrap_or(1.0));
+            assert_eq!(found.layers[0].stats.expert_counts, expected.layers[0].stats.expert_counts);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "a batch of 3 rows has no part 0 of 2")]
+fn images_that_cannot_be_split_evenly_have_no_part() {
+    let config = config();
+    let data = data();
+    let batch = ImageBatch::augmented(&data, &[0, 1, 2], &config.data, (1, 0, 0));
+    let _ = <moe_models::vit::Vit<AD> as Learns<AD>>::part_of(&batch, 0, 2);
 }
