@@ -54,7 +54,7 @@ fn subcommands(program: Program) -> &'static [&'static str] {
         Program::Generate => &["generate"],
         Program::Export => &["export"],
         Program::Report => &["report"],
-        Program::Bench => &["layer", "step", "default-moe", "excitation"],
+        Program::Bench => &["layer", "grouped", "step", "default-moe", "excitation"],
         Program::Reproduce => &["excitation"],
     }
 }

@@ -43,9 +43,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Trains a language model [--backend flex|ndarray|wgpu|cuda] [--release] [options of moe-train]
+    /// Trains a language model, or with `train vit` a vision model [--backend flex|ndarray|wgpu|cuda] [--release] [options of moe-train]
     Train(Passed),
-    /// Measures a trained model on a text [--backend ..] [--release] [options of moe-train]
+    /// Measures a trained model on a text or on images [--backend ..] [--release] [options of moe-train]
     Eval(Passed),
     /// Continues a prompt with a trained model [--backend ..] [--release] [options of moe-train]
     Generate(Passed),
@@ -53,7 +53,7 @@ enum Task {
     Export(Passed),
     /// Writes the report of a run again [--backend ..] [--release] [options of moe-train]
     Report(Passed),
-    /// Measures layers or training steps [--backend ..] layer|step [options of moe-bench]
+    /// Measures layers, kernels or training steps [--backend ..] layer|grouped|step|default-moe|excitation [options of moe-bench]
     Bench(Passed),
     /// Plans training on many devices by formula: memory, traffic, a bound of the time
     Plan(Box<plan::PlanArgs>),
@@ -79,7 +79,7 @@ enum Task {
         #[arg(value_enum)]
         checks: Vec<Check>,
     },
-    /// Compares the help texts that `cargo xtask train --help` shows with those of `moe-train`
+    /// Compares the help texts that `cargo xtask train --help` and its like show with those of the programs
     HelpTexts {
         /// Write them instead of comparing
         #[arg(long)]
@@ -105,7 +105,7 @@ enum Study {
     Excitation(Passed),
 }
 
-/// Arguments that `moe-train` or `moe-bench` parses; [`program::split`] takes out the two that are ours.
+/// Arguments that `moe-train`, `moe-bench` or `moe-reproduce` parses; [`program::split`] takes out the two that are ours.
 #[derive(Args)]
 #[command(disable_help_flag = true)]
 struct Passed {
