@@ -113,7 +113,8 @@ fn folder(parent: &str, scale: Scale) -> PathBuf {
 }
 
 fn setting(args: &ReproduceArgs) -> Result<runner::Setting> {
-    let data = args.data.clone().ok_or("--data is missing: the text to train on, e.g. the folder novels98")?;
+    let missing = "--data is missing: name the text to train on, a folder with train/ and valid/";
+    let data = args.data.clone().ok_or(missing)?;
     let request = Request { backend: args.scale.backend(), release: true, help: false, rest: Vec::new() };
     Ok(runner::Setting {
         program: match &args.program {
