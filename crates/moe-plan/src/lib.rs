@@ -23,6 +23,8 @@
 //! # Ok::<(), String>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod config;
 mod hardware;
 mod layout;
