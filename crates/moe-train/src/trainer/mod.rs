@@ -84,11 +84,7 @@ pub fn train<B: AutodiffMoeBackend>(
 ///
 /// # Errors
 ///
-/// As there, when a rank ends early, and settings that [`parallel::check`](crate::parallel::check) refuses.
-///
-/// # Panics
-///
-/// Panics without a device.
+/// As there, when a rank ends early, without a device, and settings that [`parallel::check`](crate::parallel::check) refuses.
 pub fn train_on<B: AutodiffMoeBackend>(
     config: &TrainConfig,
     data: &TextData,
@@ -141,10 +137,6 @@ pub fn train_vit<B: AutodiffMoeBackend>(
 /// # Errors
 ///
 /// As there.
-///
-/// # Panics
-///
-/// Panics without a device.
 pub fn train_vit_on<B: AutodiffMoeBackend>(
     config: &VitTrainConfig,
     data: &ImageData,
