@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn flops_are_those_of_the_issues_floor() {
+    fn flops_are_those_of_the_floor() {
         // A: 4096 rows; 2 * (512 * 1280 + 640 * 512) a row and three times that with backward.
         let a = shape("A");
         assert_eq!(a.forward_flops(), 4096 * 2 * (512 * 1280 + 640 * 512));
