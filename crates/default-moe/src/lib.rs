@@ -69,11 +69,12 @@
 //! # When it helps, and how to choose beta
 //!
 //! The paper's clearest effect is tolerance of a learning rate that is too high for top-K (8 experts, 1 active, at 9e-4:
-//! 21.14 against 22.45 perplexity; at 7e-4 top-K is ahead, 21.13 against 21.21) \[C\]. At its own settings it gains 0.4 (8
-//! experts, 1 active) to 0.01 (32 experts, 1 active) of a perplexity near 22 \[C\]. Do not expect more than 0.03 nats.
+//! 21.14 against 22.45 perplexity; at 7e-4 top-K is ahead, 21.13 against 21.21) \[C\]. At its own settings it gains 0.52 (32
+//! experts, 4 active) to 0.01 (32 experts, 1 active) of a perplexity near 22 \[C\]. Do not expect more than 0.03 nats.
 //!
 //! It costs little \[ours\]: a training step of the preset `small` is 0.3 % slower on a CPU (95 % interval -0.1 to 0.8), a layer's
-//! training pass -1 to 1.4 %, with single times that scatter by 8 % (record in `benchmarks/epyc-2-cores/2026-11-25`).
+//! training pass -1 to 1.4 %, with single times that scatter by 8 to 14 % (record in `benchmarks/epyc-2-cores/2026-11-25`). The vectors' product
+//! has changed since and was not measured again.
 //!
 //! Seen here \[ours\], on a model of 4 layers after 0.8 million tokens (`cargo xtask reproduce default-moe`, 8 experts, 1 active): at
 //! the rate that is best for both, 0.023 nats *worse* than top-K (8 pairs, 95 % interval 0.016 to 0.030); at twice that rate
