@@ -22,6 +22,8 @@ pub use scale::Scale;
 pub use source::{Split, load_whole};
 pub use stream::TextStream;
 pub use tokens::Tokens;
+#[cfg(test)]
+pub(crate) use vocab::sentence_piece_tokenizer;
 pub use vocab::{BYTES, Vocab};
 
 /// A text in tokens, with a part held out.
