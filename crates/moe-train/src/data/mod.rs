@@ -9,6 +9,7 @@ mod corpus;
 mod scale;
 mod source;
 mod stream;
+mod template;
 mod tokens;
 mod vocab;
 

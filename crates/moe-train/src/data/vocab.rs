@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::{DataError, TextStream, Tokens};
+use super::{DataError, TextStream, Tokens, template};
 
 /// A text is encoded in pieces of about this many bytes,
 const PIECE_BYTES: usize = 1 << 16;
@@ -39,7 +39,10 @@ impl Vocab {
         let fault = |reason: String| DataError::Tokenizer { path: path.into(), reason };
         let text = fs::read(path).map_err(|error| fault(error.to_string()))?;
         // Read as JSON first, strings and all: where a file is none the library panics.
-        serde_json::from_slice::<Value>(&text).map_err(|error| fault(error.to_string()))?;
+        let json: Value = serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
+        if let Some(reason) = template::fault(&json["post_processor"]) {
+            return Err(fault(reason));
+        }
         let mut tokenizer = Tokenizer::from_bytes(text).map_err(|error| fault(error.to_string()))?;
         tokenizer.with_truncation(None).map_err(|error| fault(error.to_string()))?.with_padding(None);
         Ok(Self::Tokenizer(Box::new(tokenizer)))
