@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use crate::lm::{KvCache, Lm};
 
-/// How the next token is chosen from its probabilities.
+/// How the next token is chosen from its probabilities, and which one ends the text.
 #[derive(Config, Debug, PartialEq)]
 pub struct SamplingConfig {
     /// Divides the logits; 0 always takes the most probable token (the lower one on a tie).
@@ -31,6 +31,9 @@ pub struct SamplingConfig {
     /// Seed of the choices: the same model, prompt and seed give the same tokens.
     #[config(default = 0)]
     pub seed: u64,
+    /// Tokens that end the text, each of them; none unless given. One outside the vocabulary is never chosen.
+    #[config(default = "Vec::new()")]
+    pub stop: Vec<u32>,
 }
 
 /// Why nothing can be generated.
@@ -73,9 +76,10 @@ impl SamplingConfig {
     }
 }
 
-/// Continues `prompt` by `max_new_tokens` tokens; `on_token` sees each as soon as it is chosen.
+/// Continues `prompt` by at most `max_new_tokens` tokens; `on_token` sees each as soon as it is chosen.
 ///
-/// Returns the new tokens, without the prompt. See the [module](self) for what happens when the context is full.
+/// Returns the new tokens, without the prompt. A token of [`SamplingConfig::stop`] ends the text before that; it is neither
+/// seen nor returned. See the [module](self) for what happens when the context is full.
 ///
 /// # Errors
 ///
@@ -91,10 +95,13 @@ pub fn generate<B: MoeBackend>(
 ) -> Result<Vec<u32>, GenerateError> {
     sampling.validate()?;
     check_prompt(prompt, model.config().vocab_size)?;
-    let mut context = Context { model, device, cache: model.new_cache(), tokens: prompt.to_vec() };
+    let mut context = Context::new(model, prompt, max_new_tokens, device);
     let mut rng = StdRng::seed_from_u64(sampling.seed);
     for _ in 0..max_new_tokens {
         let token = choose(&context.next_logits(), sampling, &mut rng);
+        if sampling.stop.contains(&token) {
+            break;
+        }
         on_token(token);
         context.tokens.push(token);
     }
@@ -120,7 +127,13 @@ struct Context<'a, B: MoeBackend> {
     tokens: Vec<u32>,
 }
 
-impl<B: MoeBackend> Context<'_, B> {
+impl<'a, B: MoeBackend> Context<'a, B> {
+    /// With room for the whole text, or for a full context where that is less.
+    fn new(model: &'a Lm<B>, prompt: &[u32], max_new_tokens: usize, device: &'a B::Device) -> Self {
+        let cache = model.new_cache().with_capacity(prompt.len().saturating_add(max_new_tokens));
+        Self { model, device, cache, tokens: prompt.to_vec() }
+    }
+
     /// Logits `[V]` of the token after the last.
     fn next_logits(&mut self) -> Vec<f32> {
         let unseen = self.unseen();
@@ -233,6 +246,27 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_taken_for_the_text_and_never_for_more_than_the_context() {
+        let model = model(32);
+        let capacity =
+            |max_new_tokens| Context::new(&model, &[1, 2, 3], max_new_tokens, &Default::default()).cache.capacity();
+        assert_eq!([0, 5, 29, 30, usize::MAX].map(capacity), [3, 8, 32, 32, 32]);
+    }
+
+    #[test]
+    fn a_text_that_fits_is_predicted_from_all_of_it() {
+        let sampling = SamplingConfig::new().with_temperature(0.0);
+        for max_seq_len in [8, 9, 32] {
+            let model = model(max_seq_len);
+            let mut text = vec![1, 2, 3];
+            for token in run(&model, &[1, 2, 3], 5, &sampling) {
+                assert_eq!(token, greedy(&model, &text), "after {} of {max_seq_len} tokens", text.len());
+                text.push(token);
+            }
+        }
+    }
+
+    #[test]
     fn a_prompt_longer_than_the_context_is_cut_to_its_last_half() {
         let model = model(8);
         let prompt: Vec<u32> = (0..13).collect();
@@ -251,6 +285,20 @@ mod tests {
         let sample = |seed| run(&model, &[5], 24, &SamplingConfig::new().with_seed(seed));
         assert_eq!(sample(7), sample(7));
         assert_ne!(sample(7), sample(8));
+    }
+
+    #[test]
+    fn a_stop_token_ends_the_text_before_it() {
+        let model = model(32);
+        let sampling = SamplingConfig::new().with_seed(7);
+        let all = run(&model, &[5], 24, &sampling);
+        for stop in [vec![all[4]], vec![all[20], all[9]], vec![5], vec![u32::MAX]] {
+            let expected: Vec<u32> = all.iter().copied().take_while(|token| !stop.contains(token)).collect();
+            let sampling = sampling.clone().with_stop(stop);
+            let mut streamed = Vec::new();
+            let tokens = generate(&model, &[5], 24, &sampling, &Default::default(), |token| streamed.push(token));
+            assert_eq!((tokens.as_ref(), &streamed), (Ok(&expected), &expected), "{:?}", sampling.stop);
+        }
     }
 
     #[test]

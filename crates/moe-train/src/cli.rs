@@ -228,8 +228,8 @@ pub struct GenerateArgs {
     /// Directory of the run
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// Text to go on from
-    #[arg(long, value_name = "TEXT", default_value = "\n", hide_default_value = true)]
+    /// Text to go on from; without it, from where a text begins
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub prompt: String,
     /// Tokens to add
     #[arg(long, value_name = "N", default_value_t = 256)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{Place, fail, metrics, program, succeed};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// `train`, with queries and keys normalised as in Qwen3-MoE, which has dense layers too.
 fn train(place: &Place, out: &str, steps: usize) -> Command {
@@ -228,6 +228,16 @@ fn damaged_weights_are_found_before_a_run_has_a_directory() {
 }
 
 #[test]
+fn a_generation_config_that_cannot_be_read_is_found_before_a_run_has_a_directory() {
+    let place = Place::new();
+    let model = exported(&place);
+    fs::write(model.join("generation_config.json"), r#"{"eos_token_id": "</s>"}"#).expect("writable");
+    assert!(fail(start_from(&place, &model, "next", 1)).contains("generation_config.json"));
+    assert!(!place.path("next").exists());
+    assert!(fail(generate("--checkpoint", &model)).contains("generation_config.json"));
+}
+
+#[test]
 fn frozen_parameters_are_named_by_patterns_that_must_match() {
     let place = Place::new();
     let mut command = place.train("run", 5);
@@ -238,4 +248,128 @@ fn frozen_parameters_are_named_by_patterns_that_must_match() {
     let mut command = place.train("run", 5);
     command.args(["--set", "optim.freeze=[\"embedding\", \"blocks.*.feed_forward.*\"]"]);
     succeed(command);
+}
+
+/// A run that starts from `model` and its export, after which nothing of the checkpoint is needed.
+fn start_and_export(place: &Place, model: &Path, run: &str, out: &str) -> PathBuf {
+    succeed(start_from(place, model, run, 1));
+    fs::remove_dir_all(model).expect("writable");
+    succeed(export(place, run, out));
+    place.path(out)
+}
+
+#[test]
+fn files_beside_the_tokenizer_go_through_a_run_into_its_export() {
+    const FILES: [&str; 4] =
+        ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja"];
+    let place = Place::new();
+    let model = exported(&place);
+    assert!(FILES.iter().all(|name| !model.join(name).exists()), "a run from new weights has none");
+    for name in FILES {
+        fs::write(model.join(name), format!("{{\"name\": \"{name}\"}}")).expect("writable");
+    }
+    let again = start_and_export(&place, &model, "next", "again");
+    for name in FILES {
+        let kept = fs::read_to_string(again.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(kept, format!("{{\"name\": \"{name}\"}}"));
+    }
+}
+
+#[test]
+fn a_text_ends_before_a_token_that_ends_it() {
+    let place = Place::new();
+    let model = exported(&place);
+    let text = succeed(generate("--checkpoint", &model));
+    let new = text["the router".len()..].trim_end_matches('\n').as_bytes();
+    let end = new[new.len() / 2];
+    let path = model.join("config.json");
+    let mut fields: Value = serde_json::from_slice(&fs::read(&path).expect("written")).expect("JSON");
+    fields["eos_token_id"] = [end, 0].map(u32::from).to_vec().into();
+    fs::write(&path, fields.to_string()).expect("writable");
+    let kept: Vec<u8> = new.iter().copied().take_while(|&byte| byte != end).collect();
+    let expected = format!("the router{}\n", String::from_utf8(kept).expect("the model writes ASCII"));
+    assert!(expected.len() < text.len(), "{text}");
+    assert_eq!(succeed(generate("--checkpoint", &model)), expected);
+    // The rate is too small to change a text.
+    let mut command = start_from(&place, &model, "next", 1);
+    command.args(["--set", "optim.lr=1e-12", "--set", "optim.min_lr=0"]);
+    succeed(command);
+    assert_eq!(succeed(generate("--run", &place.path("next"))), expected);
+}
+
+/// A tokenizer as Mixtral's, of words that carry the blank before them.
+fn word_tokenizer() -> Value {
+    const SPECIAL: [&str; 4] = ["<unk>", "<s>", "</s>", "<end>"];
+    const WORDS: [&str; 11] =
+        ["the", "router", "an", "expert", "a", "token", "chooses", "serves", "learns", "and", "again."];
+    let added = SPECIAL.iter().zip(0..).map(|(token, id)| {
+        json!({"id": id, "content": token, "special": true, "normalized": false,
+            "single_word": false, "lstrip": false, "rstrip": false})
+    });
+    let tokens = SPECIAL.iter().map(|token| token.to_string()).chain(WORDS.iter().map(|word| format!("▁{word}")));
+    let vocab: serde_json::Map<String, Value> = tokens.zip(0..).map(|(token, id)| (token, id.into())).collect();
+    let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    json!({
+        "version": "1.0", "added_tokens": added.collect::<Vec<_>>(),
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace(" ", "▁")]},
+        "pre_tokenizer": {"type": "Split", "pattern": {"String": "▁"}, "behavior": "MergedWithNext", "invert": false},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {"type": "Sequence", "decoders": [
+            replace("▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
+    })
+}
+
+/// A checkpoint that `transformers` wrote, of the golden files of `moe-tests`, with a tokenizer.
+fn golden(place: &Place, case: &str) -> PathBuf {
+    let dir = place.path(case);
+    fs::create_dir(&dir).expect("writable");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf").join(case);
+    for entry in fs::read_dir(&golden).expect("it is committed") {
+        let path = entry.expect("readable").path();
+        fs::copy(&path, dir.join(path.file_name().expect("a file"))).expect("writable");
+    }
+    fs::write(dir.join("tokenizer.json"), word_tokenizer().to_string()).expect("writable");
+    dir
+}
+
+/// Prompts, and what `model.generate(**tok(prompt), do_sample=False, max_new_tokens=16)` of `transformers` 5 says to them, without
+/// special tokens.
+const SAID_BY_TRANSFORMERS: [(&str, &str, &str); 4] = [
+    ("mixtral", "the router", " token"),
+    ("mixtral-bf16", "again.", " the an<unk> the<unk> the<unk> the<unk> an the<unk> the<unk> an an"),
+    ("olmoe-normalised-sharded", "a token serves", " a learns again. again. and"),
+    // With a token between them that the tokenizer does not have.
+    ("qwen3-moe-sparse-step", "an expert", " again."),
+];
+
+#[test]
+fn checkpoints_of_transformers_say_what_they_say_there() {
+    let place = Place::new();
+    for (case, prompt, said) in SAID_BY_TRANSFORMERS {
+        let mut command = program();
+        command.args(["generate", "--prompt", prompt, "--tokens", "16", "--temperature", "0"]);
+        command.arg("--checkpoint").arg(golden(&place, case));
+        assert_eq!(succeed(command), format!("{prompt}{said}\n"), "{case}");
+    }
+}
+
+#[test]
+fn a_run_starts_from_a_checkpoint_of_transformers() {
+    let place = Place::new();
+    let mut command = start_from(&place, &golden(&place, "mixtral"), "run", 2);
+    command.args(["--set", "train.seq_len=16"]);
+    let out = succeed(command);
+    assert!(out.contains("weights from") && out.contains("final: steps=2 "), "{out}");
+    assert_eq!(metrics(&place.path("run")).len(), 2);
+    let config: Value =
+        serde_json::from_slice(&fs::read(place.path("run/config.json")).expect("written")).expect("JSON");
+    assert_eq!((&config["model"]["vocab_size"], &config["model"]["moe"]["num_experts"]), (&19.into(), &5.into()));
 }

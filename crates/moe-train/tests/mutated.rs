@@ -138,7 +138,8 @@ fn tokenizers_of_transformers() {
         survives(&file, || {
             let vocab = Vocab::load(Some(&file)).map_err(|error| error.to_string())?;
             vocab.encode("abba ab <s>c\u{e9}".into()).map_err(|error| error.to_string())?;
-            let mut stream = vocab.stream();
+            vocab.encode_prompt("abba <s>c", true).map_err(|error| error.to_string())?;
+            let mut stream = vocab.stream(&[]);
             (0..8).for_each(|token| drop(stream.push(token)));
             said(vocab.check_model(1 << 20))
         });

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{Place, checkpoint, fail, metrics, program, succeed};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// A model of a few thousand parameters, on images as they are.
@@ -58,6 +59,10 @@ fn train(data: &Path, out: &Path, steps: usize, settings: &[&str]) -> Command {
         command.args(["--set", setting]);
     }
     command
+}
+
+fn config(run: &Path) -> Value {
+    serde_json::from_slice(&fs::read(run.join("config.json")).expect("every run has one")).expect("JSON")
 }
 
 fn with(command: &str, run: &Path, args: &[&str]) -> Command {
@@ -188,4 +193,45 @@ fn runs_of_two_kinds_are_not_taken_for_each_other() {
     bytes[8] = 3;
     fs::write(&labels, bytes).expect("writable");
     assert!(fail(place.resume("vision")).contains("not what this run began with"));
+}
+
+#[test]
+fn without_data_the_shapes_are_drawn_and_say_little_to_a_linear_model() {
+    let place = Place::new();
+    let run = place.path("run");
+    let mut command = program();
+    command.args(["train", "vit", "--steps", "3"]).arg("--out").arg(&run);
+    for setting in MICRO.iter().filter(|setting| !setting.starts_with("data.")) {
+        command.args(["--set", setting]);
+    }
+    let stdout = succeed(command);
+    assert!(stdout.contains("10,000 to train on, 2,000 held out, in 10 classes"), "{stdout}");
+    let (_, scale) = stdout.split_once("chance 10.00 %, a linear model on the pixels ").expect("the scale is printed");
+    let linear: f64 = scale.split_once(" %").and_then(|(number, _)| number.parse().ok()).expect("a number");
+    assert!((5.0..20.0).contains(&linear), "{linear}");
+    assert!(stdout.lines().last().expect("there is output").starts_with("final: steps=3 images=48 "), "{stdout}");
+    assert_eq!(
+        (config(&run)["data"]["path"].clone(), config(&run)["data"]["flip"].clone()),
+        (Value::Null, true.into())
+    );
+}
+
+#[test]
+fn digits_are_mirrored_only_when_asked_for() {
+    let (data, place) = (digits(), Place::new());
+    let run = |name: &str, settings: &[&str]| {
+        let mut command = program();
+        command
+            .args(["train", "vit", "--steps", "1"])
+            .arg("--data")
+            .arg(data.path())
+            .arg("--out")
+            .arg(place.path(name));
+        for setting in MICRO.iter().filter(|setting| !setting.starts_with("data.flip")).chain(settings) {
+            command.args(["--set", setting]);
+        }
+        succeed(command);
+        config(&place.path(name))["data"]["flip"].clone()
+    };
+    assert_eq!([run("default", &[]), run("asked", &["data.flip=true"])], [false, true]);
 }

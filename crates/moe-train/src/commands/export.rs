@@ -18,10 +18,10 @@ pub(super) fn run(args: &ExportArgs) -> Result<(), Error> {
     let device = backend::open(args.device, Dtype::F32)?;
     let (model, state) = load_model(&checkpoints, &config, args.checkpoint.into(), &device)?;
     let mut export = HfExport::new().with_dtype(args.dtype).with_max_shard_bytes(args.max_shard_bytes);
-    export = export.with_token_ids(hugging_face::token_ids(&args.run)?);
-    let tokenizer = args.run.join(TOKENIZER_FILE);
-    if tokenizer.is_file() {
-        export = export.with_file(TOKENIZER_FILE, &tokenizer);
+    export = export.with_token_ids(hugging_face::token_ids(&args.run)?.unwrap_or_default());
+    let tokenizer = Some((TOKENIZER_FILE, args.run.join(TOKENIZER_FILE))).filter(|(_, path)| path.is_file());
+    for (name, path) in tokenizer.into_iter().chain(hugging_face::companions(&args.run)) {
+        export = export.with_file(name, &path);
     }
     export.save(&model, &args.out)?;
     say(format!(

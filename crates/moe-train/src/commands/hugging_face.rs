@@ -6,11 +6,12 @@ use std::{
 };
 
 use moe_models::checkpoint::{HfCheckpoint, TokenIds, read_config};
-use moe_models::lm::{Lm, LmConfig};
+use moe_models::lm::LmConfig;
+use serde::{Deserialize, de::DeserializeOwned};
 
-use super::TOKENIZER_FILE;
+use super::{TOKENIZER_FILE, generate::Writer, keep_copy};
 use crate::{
-    backend::{Device, Plain},
+    backend::Device,
     config::{ConfigError, TrainConfig},
     data::{BYTES, Vocab},
     error::Error,
@@ -21,15 +22,22 @@ use crate::{
 /// Name of the special tokens of a run that started from a checkpoint.
 const TOKEN_IDS_FILE: &str = "token_ids.json";
 
+const GENERATION_FILE: &str = "generation_config.json";
+
+/// Files of a checkpoint that say how a text is put to the model and gone on with; a run that starts there passes them on.
+const COMPANIONS: [&str; 4] =
+    ["tokenizer_config.json", "special_tokens_map.json", GENERATION_FILE, "chat_template.jinja"];
+
 /// Settings of the model that do not change what its weights compute.
 const FREE: [&str; 4] = ["balance", "balance_coef", "z_coef", "max_seq_len"];
 
-/// The model of the checkpoint in `dir`, and its vocabulary.
-pub(super) fn load(dir: &Path, device: &Device) -> Result<(Lm<Plain>, Vocab), Error> {
+/// The model of the checkpoint in `dir`, with its vocabulary.
+pub(super) fn load(dir: &Path, device: &Device) -> Result<Writer, Error> {
     let checkpoint = HfCheckpoint::open(dir)?;
     let vocab = Vocab::load(tokenizer(dir, checkpoint.config(), None)?.as_deref())?;
     vocab.check_model(checkpoint.config().vocab_size)?;
-    Ok((checkpoint.load(device)?, vocab))
+    let special = Some(for_texts(dir, checkpoint.token_ids().clone())?);
+    Ok(Writer { model: checkpoint.load(device)?, vocab, special })
 }
 
 /// The settings of a run that starts from the checkpoint in `dir`: `base` with its model, and its tokenizer, and the changes on
@@ -50,8 +58,19 @@ pub(super) fn settings(base: &TrainConfig, overrides: &Overrides, dir: &Path) ->
     Ok(config)
 }
 
-/// Copies the special tokens of the checkpoint in `start` into the run, for [`token_ids`] of its export, unless they are there.
-pub(super) fn keep_token_ids(start: &Path, run: &Path) -> Result<(), Error> {
+/// Copies into the run what the checkpoint in `start` has beside weights and tokenizer, for texts and the export of the run; what
+/// is there stays.
+pub(super) fn keep_companions(start: &Path, run: &Path) -> Result<(), Error> {
+    keep_token_ids(start, run)?;
+    companions(start).try_for_each(|(name, source)| keep_copy(&source, &run.join(name)))
+}
+
+/// Names and paths of such files in `dir`, a run or a checkpoint.
+pub(super) fn companions(dir: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
+    COMPANIONS.into_iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.is_file())
+}
+
+fn keep_token_ids(start: &Path, run: &Path) -> Result<(), Error> {
     let path = run.join(TOKEN_IDS_FILE);
     if path.is_file() {
         return Ok(());
@@ -60,14 +79,48 @@ pub(super) fn keep_token_ids(start: &Path, run: &Path) -> Result<(), Error> {
     Ok(write_atomic(&path, &text).map_err(RunError::from)?)
 }
 
-/// The special tokens of a run that started from a checkpoint; none of another.
-pub(super) fn token_ids(run: &Path) -> Result<TokenIds, Error> {
-    let path = run.join(TOKEN_IDS_FILE);
+/// The special tokens that the configuration of the checkpoint has that a run started from; `None` for another run.
+pub(super) fn token_ids(run: &Path) -> Result<Option<TokenIds>, Error> {
+    read_json(&run.join(TOKEN_IDS_FILE))
+}
+
+/// The special tokens for texts of a run that started from a checkpoint; `None` for another run.
+pub(super) fn special_tokens(run: &Path) -> Result<Option<TokenIds>, Error> {
+    token_ids(run)?.map(|ids| for_texts(run, ids)).transpose()
+}
+
+/// The special tokens for texts, of the checkpoint or run in `dir`: those of its `generation_config.json`, else `ids`.
+pub(super) fn for_texts(dir: &Path, ids: TokenIds) -> Result<TokenIds, Error> {
+    let own: GenerationConfig = read_json(&dir.join(GENERATION_FILE))?.unwrap_or_default();
+    let eos = own.eos_token_id.map_or(ids.eos, |eos| match eos {
+        OneOrMore::One(id) => vec![id],
+        OneOrMore::More(ids) => ids,
+    });
+    Ok(TokenIds { bos: own.bos_token_id.or(ids.bos), eos, pad: ids.pad })
+}
+
+/// What `generation_config.json` says about special tokens.
+#[derive(Deserialize, Default)]
+struct GenerationConfig {
+    bos_token_id: Option<u32>,
+    eos_token_id: Option<OneOrMore>,
+}
+
+/// One number or several.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(u32),
+    More(Vec<u32>),
+}
+
+/// The content of a file; `None` where there is none.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     let context = format!("cannot read `{}`", path.display());
-    match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(TokenIds::default()),
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(context)(error)),
-        Ok(text) => serde_json::from_slice(&text).map_err(|error| Error::io(context)(error.into())),
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| Error::io(context)(error.into())),
     }
 }
 
@@ -119,4 +172,25 @@ fn pointed(config: &LmConfig, key: &str) -> serde_json::Value {
 
 fn pointer(key: &str) -> String {
     format!("/{}", key.replace('.', "/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tokens_of_texts_are_those_of_the_generation_config_where_it_has_any() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |text: &str| {
+            fs::write(dir.path().join(GENERATION_FILE), text).unwrap();
+            for_texts(dir.path(), TokenIds { bos: Some(1), eos: vec![2], pad: Some(3) }).map(|ids| (ids.bos, ids.eos))
+        };
+        assert_eq!(read(r#"{"eos_token_id": [5, 6], "top_k": 20}"#).unwrap(), (Some(1), vec![5, 6]));
+        assert_eq!(read(r#"{"eos_token_id": 7, "bos_token_id": 8}"#).unwrap(), (Some(8), vec![7]));
+        assert_eq!(read(r#"{"eos_token_id": null}"#).unwrap(), (Some(1), vec![2]));
+        let message = read(r#"{"eos_token_id": "</s>"}"#).expect_err("no number").to_string();
+        assert!(message.contains(GENERATION_FILE), "{message}");
+        fs::remove_file(dir.path().join(GENERATION_FILE)).unwrap();
+        assert_eq!(for_texts(dir.path(), TokenIds::default()).unwrap(), TokenIds::default());
+    }
 }

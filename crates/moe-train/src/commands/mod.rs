@@ -11,6 +11,7 @@ mod vit;
 
 use std::{
     fmt::Display,
+    fs,
     io::{Write, stdout},
     path::{Path, PathBuf},
 };
@@ -24,7 +25,7 @@ use crate::{
     config::TrainConfig,
     data::Vocab,
     error::Error,
-    run::{Checkpoints, TrainState, Which},
+    run::{Checkpoints, RunError, TrainState, Which, write_atomic},
 };
 
 /// Name of the tokenizer's copy in a run directory.
@@ -82,6 +83,15 @@ fn run_vocab(dir: &Path, config: &TrainConfig) -> Result<Vocab, Error> {
         original => original.clone(),
     };
     Ok(Vocab::load(path.as_deref())?)
+}
+
+/// Copies a file into a run directory, as a whole, unless it is there.
+fn keep_copy(source: &Path, copy: &Path) -> Result<(), Error> {
+    if copy.is_file() {
+        return Ok(());
+    }
+    let bytes = fs::read(source).map_err(Error::io(format!("cannot read `{}`", source.display())))?;
+    Ok(write_atomic(copy, &bytes).map_err(RunError::from)?)
 }
 
 /// Prints a line on stdout.

@@ -1,14 +1,11 @@
 //! `moe-train train`: a run from its settings to its report.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use moe_models::checkpoint::HfCheckpoint;
 use moe_models::generate::SamplingConfig;
 
-use super::{TOKENIZER_FILE, generate::continue_prompt, hugging_face, load_model, nodes, run_vocab, say, vit};
+use super::{TOKENIZER_FILE, generate::Writer, hugging_face, keep_copy, load_model, nodes, run_vocab, say, vit};
 use crate::{
     backend::{self, Device, DeviceChoice, Plain, Training},
     cli::{ModelKind, TrainArgs},
@@ -20,7 +17,7 @@ use crate::{
     parallel::{NodeSeat, Party},
     progress,
     report::write_report,
-    run::{Context, Run, RunConfig, RunError, Settings, Subject, Which, read_config, read_context, write_atomic},
+    run::{Context, Run, RunConfig, Settings, Subject, Which, read_config, read_context},
     trainer::{self, Summary, train_on},
 };
 
@@ -177,9 +174,11 @@ impl Job {
             return Ok(());
         }
         let (model, _) = load_model(self.run.checkpoints(), &self.config, Which::Latest, &self.devices[0])?;
-        let sampling = SamplingConfig { temperature: SAMPLE_TEMPERATURE, top_p: 1.0, seed: self.config.train.seed };
+        let special = hugging_face::special_tokens(self.run.dir())?;
+        let writer = Writer { model, vocab: self.text.data.vocab.clone(), special };
+        let sampling = SamplingConfig::new().with_temperature(SAMPLE_TEMPERATURE).with_seed(self.config.train.seed);
         say(format!("sample at temperature {SAMPLE_TEMPERATURE}:"))?;
-        continue_prompt(&model, &self.text.data.vocab, "", tokens, &sampling, &self.devices[0])
+        writer.go_on("", tokens, sampling)
     }
 }
 
@@ -218,10 +217,12 @@ impl Text {
     }
 }
 
-/// Finds out before the run has a directory whether its first weights are whole and what is frozen is there.
+/// Finds out before the run has a directory whether its first weights are whole, the special tokens of its sample can be read, and
+/// what is frozen is there.
 fn check_start(config: &TrainConfig, device: &Device) -> Result<(), Error> {
     if let Some(dir) = &config.train.init_from {
-        HfCheckpoint::open(dir)?.with_config(config.model.clone())?;
+        let checkpoint = HfCheckpoint::open(dir)?.with_config(config.model.clone())?;
+        hugging_face::for_texts(dir, checkpoint.token_ids().clone())?;
     }
     Ok(Freeze::new(&config.optim.freeze).check(&parameter_paths::<Plain>(&config.model, device))?)
 }
@@ -298,20 +299,12 @@ pub(super) fn free_directory(preset: &str, seed: u64) -> PathBuf {
 /// Copies into the run what it needs of other files to generate text and to be exported; what is there stays.
 fn keep_companions(config: &TrainConfig, dir: &Path) -> Result<(), Error> {
     if let Some(tokenizer) = &config.data.tokenizer {
-        keep_tokenizer(tokenizer, &dir.join(TOKENIZER_FILE))?;
+        keep_copy(tokenizer, &dir.join(TOKENIZER_FILE))?;
     }
     match &config.train.init_from {
-        Some(start) => hugging_face::keep_token_ids(start, dir),
+        Some(start) => hugging_face::keep_companions(start, dir),
         None => Ok(()),
     }
-}
-
-fn keep_tokenizer(tokenizer: &Path, copy: &Path) -> Result<(), Error> {
-    if copy.is_file() {
-        return Ok(());
-    }
-    let text = fs::read(tokenizer).map_err(Error::io(format!("cannot read `{}`", tokenizer.display())))?;
-    Ok(write_atomic(copy, &text).map_err(RunError::from)?)
 }
 
 /// Gives a resumed run more steps; returns whether it has more than before.
@@ -337,6 +330,8 @@ pub(super) fn grouped(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::config::Dtype;
 

@@ -64,6 +64,7 @@ fn settings(args: &TrainArgs) -> Result<(VitTrainConfig, ImageData), Error> {
     let mut config = VitTrainConfig::resolve(&args.preset, &overrides)?;
     absolute([&mut config.data.path, &mut config.data.valid_path])?;
     config.validate()?;
+    config.fit_source(&ImageSource::find(&config.data)?, &overrides);
     let data = load(&config)?;
     config.fit(&data, &overrides)?;
     config.validate()?;

@@ -9,6 +9,7 @@ mod corpus;
 mod scale;
 mod source;
 mod stream;
+mod template;
 mod tokens;
 mod vocab;
 
@@ -22,6 +23,8 @@ pub use scale::Scale;
 pub use source::{Split, load_whole};
 pub use stream::TextStream;
 pub use tokens::Tokens;
+#[cfg(test)]
+pub(crate) use vocab::sentence_piece_tokenizer;
 pub use vocab::{BYTES, Vocab};
 
 /// A text in tokens, with a part held out.

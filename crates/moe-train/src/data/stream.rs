@@ -18,8 +18,8 @@ pub enum TextStream<'a> {
     Tokenizer {
         /// The tokenizer.
         tokenizer: &'a Tokenizer,
-        /// The tokens of the last text given out, which decide how the next ones look (a leading space, say), and those
-        /// after them.
+        /// The tokens of the last text given out, or of what comes before the first, which decide how the next ones look (a
+        /// leading space, say), and those after them.
         ids: Vec<u32>,
         /// How many of `ids` have been given out.
         shown: usize,
@@ -27,10 +27,11 @@ pub enum TextStream<'a> {
 }
 
 impl<'a> TextStream<'a> {
-    pub(super) fn new(vocab: &'a Vocab) -> Self {
+    /// After the tokens `before`, which are not shown.
+    pub(super) fn new(vocab: &'a Vocab, before: &[u32]) -> Self {
         match vocab {
             Vocab::Bytes => Self::Bytes(Vec::new()),
-            Vocab::Tokenizer(tokenizer) => Self::Tokenizer { tokenizer, ids: Vec::new(), shown: 0 },
+            Vocab::Tokenizer(tokenizer) => Self::Tokenizer { tokenizer, ids: before.to_vec(), shown: before.len() },
         }
     }
 
@@ -71,7 +72,10 @@ impl<'a> TextStream<'a> {
 
     fn show(&mut self, text: String) -> String {
         if let Self::Tokenizer { ids, shown, .. } = self {
-            ids.drain(..*shown);
+            // After a token without a text the next one looks as it does after those before.
+            if !text.is_empty() {
+                ids.drain(..*shown);
+            }
             *shown = ids.len();
         }
         text
@@ -103,7 +107,7 @@ mod tests {
     use super::*;
 
     fn stream(bytes: &[u8]) -> (Vec<String>, String) {
-        let mut stream = Vocab::Bytes.stream();
+        let mut stream = Vocab::Bytes.stream(&[]);
         let texts = bytes.iter().map(|&byte| stream.push(u32::from(byte))).collect();
         (texts, stream.finish())
     }
@@ -134,9 +138,23 @@ mod tests {
     #[test]
     fn tokens_of_a_tokenizer_come_as_whole_characters() {
         let vocab = crate::data::vocab::byte_level_tokenizer(&["a", "â", "Ĥ", "¬", "Ġa"]);
-        let mut stream = vocab.stream();
+        let mut stream = vocab.stream(&[]);
         let texts: Vec<String> = [0, 4, 1, 2, 3, 0].map(|id| stream.push(id)).to_vec();
         assert_eq!(texts, ["a", " a", "", "", "€", "a"]);
         assert_eq!(stream.finish(), "");
+    }
+    #[test]
+    fn a_word_after_a_prompt_keeps_the_blank_before_it() {
+        let vocab = crate::data::sentence_piece_tokenizer(&["▁It", "▁was", "▁a", "▁dog", "s", "<0xC3>", "<0xA4>"]);
+        let text = |before: &[u32], ids: &[u32]| {
+            let mut stream = vocab.stream(before);
+            let texts: String = ids.iter().map(|&id| stream.push(id)).collect();
+            texts + &stream.finish()
+        };
+        assert_eq!(text(&[1, 3, 4], &[5, 6, 7, 6]), " a dogs dog");
+        assert_eq!(text(&[1, 3, 4], &[8, 9, 5]), "ä a");
+        assert_eq!(text(&[1, 3, 6], &[7, 4]), "s was", "inside a word");
+        assert_eq!(text(&[], &[5, 6]), "a dog", "at the beginning");
+        assert_eq!(text(&[1, 3], &[99, 4, 99, 5]), " was a", "after tokens that are not in the vocabulary");
     }
 }

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::{DataError, TextStream, Tokens};
+use super::{DataError, TextStream, Tokens, template};
 
 /// A text is encoded in pieces of about this many bytes,
 const PIECE_BYTES: usize = 1 << 16;
@@ -39,7 +39,10 @@ impl Vocab {
         let fault = |reason: String| DataError::Tokenizer { path: path.into(), reason };
         let text = fs::read(path).map_err(|error| fault(error.to_string()))?;
         // Read as JSON first, strings and all: where a file is none the library panics.
-        serde_json::from_slice::<Value>(&text).map_err(|error| fault(error.to_string()))?;
+        let json: Value = serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
+        if let Some(reason) = template::fault(&json["post_processor"]) {
+            return Err(fault(reason));
+        }
         let mut tokenizer = Tokenizer::from_bytes(text).map_err(|error| fault(error.to_string()))?;
         tokenizer.with_truncation(None).map_err(|error| fault(error.to_string()))?.with_padding(None);
         Ok(Self::Tokenizer(Box::new(tokenizer)))
@@ -65,7 +68,7 @@ impl Vocab {
         if vocab > vocab_size { Err(DataError::VocabTooLarge { vocab, model: vocab_size }) } else { Ok(()) }
     }
 
-    /// Turns a text into tokens, without special tokens at its ends.
+    /// Turns a text to train on into tokens, without special tokens at its ends.
     ///
     /// A tokenizer gets the text in pieces, in parallel, cut where a line ends in a letter or a digit; for a tokenizer
     /// that looks at words and the space before them (GPT-2's and its descendants) this gives what the whole text would.
@@ -86,19 +89,25 @@ impl Vocab {
         Ok(Tokens::Ids { ids, bytes: text.len() as u64 })
     }
 
-    /// The tokens of a prompt.
+    /// The tokens of a prompt; with `special`, those too that a tokenizer puts before a text or after it.
     ///
     /// # Errors
     ///
     /// [`DataError::Encode`] if the tokenizer cannot process it.
-    pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>, DataError> {
-        let tokens = self.encode(prompt.as_bytes().to_vec())?;
-        Ok(tokens.window(0, tokens.len()))
+    pub fn encode_prompt(&self, prompt: &str, special: bool) -> Result<Vec<u32>, DataError> {
+        match self {
+            Self::Bytes => Ok(prompt.bytes().map(u32::from).collect()),
+            Self::Tokenizer(tokenizer) => {
+                let encoding =
+                    tokenizer.encode_fast(prompt, special).map_err(|error| DataError::Encode(error.to_string()))?;
+                Ok(encoding.get_ids().to_vec())
+            }
+        }
     }
 
-    /// Turns tokens back into text one by one.
-    pub fn stream(&self) -> TextStream<'_> {
-        TextStream::new(self)
+    /// Turns tokens back into text one by one, as they look after the tokens `before`, which are not shown.
+    pub fn stream(&self, before: &[u32]) -> TextStream<'_> {
+        TextStream::new(self, before)
     }
 }
 
@@ -142,6 +151,43 @@ pub(super) fn byte_level_tokenizer(tokens: &[&str]) -> Vocab {
     Vocab::Tokenizer(Box::new(tokenizer))
 }
 
+/// A tokenizer as Mixtral's, of SentencePiece's alphabet: `<s>` (1) before a text, `</s>` (2), words that carry the blank before
+/// them from 3 on.
+#[cfg(test)]
+pub(crate) fn sentence_piece_tokenizer(words: &[&str]) -> Vocab {
+    let special = ["<unk>", "<s>", "</s>"];
+    let added: Vec<Value> = special
+        .iter()
+        .zip(0..)
+        .map(|(token, id)| {
+            serde_json::json!({"id": id, "content": token, "special": true, "normalized": false,
+                "single_word": false, "lstrip": false, "rstrip": false})
+        })
+        .collect();
+    let vocab: serde_json::Map<String, Value> =
+        special.iter().chain(words).zip(0..).map(|(token, id)| (token.to_string(), id.into())).collect();
+    let replace =
+        |from: &str, to: &str| serde_json::json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace(" ", "▁")]},
+        "pre_tokenizer": {"type": "Split", "pattern": {"String": "▁"}, "behavior": "MergedWithNext", "invert": false},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {"type": "Sequence", "decoders": [
+            replace("▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
+    });
+    let tokenizer = Tokenizer::from_bytes(json.to_string()).expect("the test wrote a tokenizer");
+    Vocab::Tokenizer(Box::new(tokenizer))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,13 +201,23 @@ mod tests {
         let vocab = Vocab::load(None).unwrap();
         assert_eq!(vocab.size(), 256);
         assert_eq!(vocab.encode(b"\xff\x00".to_vec()).unwrap(), Tokens::Bytes(b"\xff\x00".to_vec()));
-        assert_eq!(vocab.encode_prompt("ä").unwrap(), [0xc3, 0xa4]);
+        assert_eq!(vocab.encode_prompt("ä", true).unwrap(), [0xc3, 0xa4]);
     }
 
     #[test]
     fn a_tokenizer_gives_its_ids_and_the_length_of_the_text() {
         let tokens = tokenizer().encode(b"abba\nab".to_vec()).unwrap();
         assert_eq!(tokens, Tokens::Ids { ids: vec![9, 1, 0, 2, 9], bytes: 7 });
+    }
+
+    #[test]
+    fn a_prompt_begins_with_special_tokens_and_a_text_to_train_on_does_not() {
+        let vocab = sentence_piece_tokenizer(&["▁It", "▁was"]);
+        assert_eq!(vocab.encode_prompt("It was", true).unwrap(), [1, 3, 4]);
+        assert_eq!(vocab.encode_prompt("", true).unwrap(), [1]);
+        assert_eq!(vocab.encode_prompt("It was", false).unwrap(), [3, 4]);
+        let Tokens::Ids { ids, .. } = vocab.encode(b"It was".to_vec()).unwrap() else { panic!("expected ids") };
+        assert_eq!(ids, [3, 4]);
     }
 
     #[test]

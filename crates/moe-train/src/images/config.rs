@@ -7,7 +7,7 @@ use moe_models::lm::{LmMoeConfig, MoeLayers};
 use moe_models::vit::VitConfig;
 use serde::{Deserialize, Serialize};
 
-use super::{ImageData, ImageError, shapes};
+use super::{ImageData, ImageError, ImageSource, shapes};
 use crate::config::{ConfigError, OptimConfig, ensure, ensure_counts};
 use crate::overrides::Overrides;
 use crate::parallel;
@@ -36,7 +36,7 @@ pub struct ImageConfig {
     pub valid_path: Option<PathBuf>,
     /// Part of every class that is held out where a source has no held-out part of its own, in (0, 1).
     pub valid_fraction: f64,
-    /// Whether training images are mirrored, every other time.
+    /// Whether training images are mirrored, every other time. Default: yes, except those of IDX files.
     pub flip: bool,
     /// Pixels that training images are moved by at most, in both directions; 0 leaves them where they are.
     pub crop_padding: usize,
@@ -115,6 +115,13 @@ impl VitTrainConfig {
         let mut config = overrides.apply(&Self::preset(preset)?)?;
         shorten_warmup(&mut config.optim, config.train.steps, overrides);
         Ok(config)
+    }
+
+    /// Mirrors no images whose class that may change, unless `overrides` say so.
+    pub(crate) fn fit_source(&mut self, source: &ImageSource, overrides: &Overrides) {
+        if !overrides.names("data.flip") {
+            self.data.flip &= source.can_be_mirrored();
+        }
     }
 
     /// Sets what follows from the images and is not among `overrides`.
@@ -293,6 +300,22 @@ mod tests {
         assert_eq!((config.model.num_tokens(), config.optim.warmup_steps, config.data.flip), (37, 2, false));
         let error = VitTrainConfig::resolve("tiny", &overrides(&["train.seq_len=8"])).expect_err("images have none");
         assert!(error.to_string().contains("unknown key `train.seq_len`"), "{error}");
+    }
+
+    #[test]
+    fn digits_are_mirrored_only_when_asked_for() {
+        let flip = |source: ImageSource, assignments: &[&str]| {
+            let mut config = resolved(assignments);
+            config.fit_source(&source, &overrides(assignments));
+            config.data.flip
+        };
+        let digits = || ImageSource::Idx("digits".into());
+        assert!(
+            !flip(digits(), &[]) && !flip(digits(), &["data.crop_padding=1"]) && flip(digits(), &["data.flip=true"])
+        );
+        assert!(!flip(ImageSource::Shapes, &["data.flip=false"]));
+        let folders = ImageSource::Folders { train: "train".into(), valid: None };
+        assert!([ImageSource::Shapes, ImageSource::Cifar("cifar".into()), folders].into_iter().all(|s| flip(s, &[])));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One folder for each class, with PNG, JPEG or BMP files in it.
 //!
-//! A file that cannot be decoded is an error that names it. (burn's `ImageFolderDataset` reads the same layout; it panics at such a
-//! file, keeps sizes as they are, and brings an HTTP client with it.)
+//! A file that cannot be decoded is an error that names it. (burn's `ImageFolderDataset` reads the same layout; decision 0007 says why
+//! it is not used.)
 
 use std::fs;
 use std::path::{Path, PathBuf};

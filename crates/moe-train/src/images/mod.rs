@@ -2,7 +2,8 @@
 //!
 //! Images come from a directory ([`ImageSource`]), in one of three layouts, or are drawn ([`draw_shapes`]); all of one size and in
 //! memory, a byte per number ([`ImageSet`], a `Dataset` of burn). Batches ([`ImageBatch`]) are pure functions of images, settings
-//! and step, augmentation included, so a resumed run sees what an unbroken one would have seen.
+//! and step, augmentation included, so a resumed run sees what an unbroken one would have seen. Files are not read by burn's
+//! `ImageFolderDataset`, which panics at a damaged one and whose feature brings an HTTP client.
 
 mod batch;
 mod cifar;

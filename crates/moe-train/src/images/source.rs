@@ -84,6 +84,11 @@ impl ImageSource {
         }
     }
 
+    /// Whether a mirrored image is taken to be of the same class: not in IDX files, most of which hold digits or letters.
+    pub fn can_be_mirrored(&self) -> bool {
+        !matches!(self, Self::Idx(_))
+    }
+
     /// Reads both parts, those of folders as images `[channels, size, size]`.
     ///
     /// # Errors

@@ -103,7 +103,7 @@ fn a_point_is_a_function_of_seed_and_index() {
 #[test]
 fn training_beats_chance_and_uses_every_expert() {
     let (device, directory) = (Default::default(), tempfile::tempdir().expect("a place for logs"));
-    let model = training::train::<Autodiff<moe_examples::Chosen>>(directory.path(), &device);
+    let model = training::train::<Autodiff<crate::Chosen>>(directory.path(), &device);
     let (accuracy, stats) = training::test(&model, crate::TEST, &device);
     assert!(accuracy > crate::EXPECTED && crate::EXPECTED > 2.0 / ARMS as f64, "{accuracy}");
     assert_eq!(stats.dead_experts, 0);
