@@ -6,7 +6,7 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use moe_layers::router::NoisyTopKOptions;
-use moe_layers::{Moe, MoeConfig, RouterRule, load_loss};
+use moe_layers::{ImportanceConvention, Moe, MoeConfig, RouterRule, load_loss};
 use moe_tests::{Flex, host, random, tensor};
 
 /// Length of a step along a direction, and the error allowed for the slope in f32, relative to the sum of its terms' sizes.
@@ -16,10 +16,13 @@ const SLOPE_TOLERANCE: f64 = 5e-3;
 /// Tokens, width, experts, experts per token.
 const SIZES: [usize; 4] = [12, 6, 4, 2];
 
-fn layer(noise_std: Option<f64>, router: &[f64], noise: &[f64]) -> Moe<Flex> {
+type Case = (Option<f64>, ImportanceConvention);
+
+fn layer((noise_std, convention): Case, router: &[f64], noise: &[f64]) -> Moe<Flex> {
     let ([_, d, e, k], device) = (SIZES, Default::default());
     let rule = RouterRule::NoisyTopK(NoisyTopKOptions { noise_std });
     let config = MoeConfig::new(d, 5, e, k).with_router(rule).with_load_coef(0.5).with_balance_coef(0.0);
+    let config = config.with_importance(convention).with_importance_coef(0.5);
     let mut moe: Moe<Flex> = config.init(&device);
     *moe.router.weight_mut().expect("a learned router") = Param::from_tensor(tensor(router, [d, e], &device));
     if let moe_layers::Router::NoisyTopK(router) = &mut moe.router {
@@ -30,7 +33,7 @@ fn layer(noise_std: Option<f64>, router: &[f64], noise: &[f64]) -> Moe<Flex> {
     moe
 }
 
-/// Of the output and the load loss, under the noise of one seed.
+/// Of the output, the importance and the load loss, under the noise of one seed.
 fn loss(moe: &Moe<Flex>) -> (Tensor<Flex, 1>, Vec<f64>) {
     let ([t, d, ..], device) = (SIZES, Default::default());
     Flex::seed(&device, 5);
@@ -43,8 +46,9 @@ fn loss(moe: &Moe<Flex>) -> (Tensor<Flex, 1>, Vec<f64>) {
 fn noise_is_that_of_the_seed_and_its_gradient_is_the_slope_along_a_direction() {
     let ([_, d, e, _], device) = (SIZES, Default::default());
     let (router, noise) = (random(d * e, 1), random(d * e, 6));
-    for noise_std in [None, Some(1.0)] {
-        let moe = layer(noise_std, &router, &noise);
+    let conventions = [ImportanceConvention::VMoe, ImportanceConvention::Shazeer];
+    for case in conventions.into_iter().flat_map(|convention| [(None, convention), (Some(1.0), convention)]) {
+        let moe = layer(case, &router, &noise);
         let (at, chosen) = loss(&moe);
         assert_eq!(host(loss(&moe).0), host(at.clone()), "the same seed");
         let drawn = |moe: &Moe<Flex>| {
@@ -53,14 +57,14 @@ fn noise_is_that_of_the_seed_and_its_gradient_is_the_slope_along_a_direction() {
         };
         let (first, second) = (drawn(&moe), drawn(&moe));
         assert_ne!(host(first.scores.clone()), host(second.scores), "one pass after the other");
-        assert!(host(load_loss(&first))[0] > 0.0);
+        assert!(host(load_loss(&first, case.1))[0] > 0.0);
 
         let directions = [random(d * e, 12), random(d * e, 13)];
         let moved = |by: f64| {
             let along = |start: &[f64], i: usize| -> Vec<f64> {
                 start.iter().zip(&directions[i]).map(|(x, v)| x + by * v).collect()
             };
-            let (loss, now) = loss(&layer(noise_std, &along(&router, 0), &along(&noise, 1)));
+            let (loss, now) = loss(&layer(case, &along(&router, 0), &along(&noise, 1)));
             assert_eq!(now, chosen, "the choice must stay for the loss to be smooth");
             host(loss)[0]
         };
@@ -76,6 +80,6 @@ fn noise_is_that_of_the_seed_and_its_gradient_is_the_slope_along_a_direction() {
             router.noise_weight.iter().for_each(|weight| add(weight, &directions[1]));
         }
         let (sum, size) = terms.iter().fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
-        assert!((slope - sum).abs() <= SLOPE_TOLERANCE * size, "{noise_std:?}: {slope} against {sum}, terms {size}");
+        assert!((slope - sum).abs() <= SLOPE_TOLERANCE * size, "{case:?}: {slope} against {sum}, terms {size}");
     }
 }

@@ -79,8 +79,8 @@ pub mod upcycle;
 
 pub use experts::{Activation, DenseFeedForward, DenseFeedForwardConfig, Experts, ExpertsConfig, activate, project};
 pub use loss::{
-    BalanceConvention, importance_loss, load_balance_loss, load_balance_loss_pooled, load_loss, router_z_loss,
-    sequence_balance_loss,
+    BalanceConvention, ImportanceConvention, importance_loss, load_balance_loss, load_balance_loss_pooled, load_loss,
+    router_z_loss, sequence_balance_loss,
 };
 pub use moe::{Moe, MoeConfig, MoeLosses, MoeOutput};
 pub use moe_kernels::{AutodiffMoeBackend, ExpertPlan, MoeBackend};

@@ -9,9 +9,9 @@ use moe_kernels::{MoeBackend, linear};
 use crate::dispatch::{self, Capacity};
 use crate::router::scores::sigmoid;
 use crate::{
-    Activation, BalanceConvention, DenseFeedForward, DenseFeedForwardConfig, Experts, ExpertsConfig, Router,
-    RouterConfig, RouterRule, Routing, importance_loss, load_balance_loss, load_loss, project, router_z_loss,
-    sequence_balance_loss,
+    Activation, BalanceConvention, DenseFeedForward, DenseFeedForwardConfig, Experts, ExpertsConfig,
+    ImportanceConvention, Router, RouterConfig, RouterRule, Routing, importance_loss, load_balance_loss, load_loss,
+    project, router_z_loss, sequence_balance_loss,
 };
 
 /// Configuration to create a [`Moe`] using the [init function](MoeConfig::init).
@@ -57,6 +57,9 @@ pub struct MoeConfig {
     /// Weight of the router z-loss. Default: 0 (ST-MoE uses 0.001)
     #[config(default = 0.0)]
     pub z_coef: f64,
+    /// What the importance and the load loss sum. Default: V-MoE's
+    #[config(default = "ImportanceConvention::VMoe")]
+    pub importance: ImportanceConvention,
     /// Weight of the [importance loss](importance_loss). Default: 0 (V-MoE: 0.005)
     #[config(default = 0.0)]
     pub importance_coef: f64,
@@ -131,6 +134,7 @@ impl MoeConfig {
             balance: self.balance,
             balance_coef: self.balance_coef,
             z_coef: self.z_coef,
+            importance: self.importance,
             importance_coef: self.importance_coef,
             load_coef: self.load_coef,
         }
@@ -167,6 +171,8 @@ pub struct Moe<B: Backend> {
     balance: BalanceConvention,
     balance_coef: f64,
     z_coef: f64,
+    #[module(skip)]
+    importance: ImportanceConvention,
     importance_coef: f64,
     load_coef: f64,
 }
@@ -275,8 +281,8 @@ impl<B: MoeBackend> Moe<B> {
 
     fn other_losses(&self, routing: &Routing<B>) -> Option<Tensor<B, 1>> {
         let weighted = [
-            (self.importance_coef != 0.0).then(|| importance_loss(routing) * self.importance_coef),
-            (self.load_coef != 0.0).then(|| load_loss(routing) * self.load_coef),
+            (self.importance_coef != 0.0).then(|| importance_loss(routing, self.importance) * self.importance_coef),
+            (self.load_coef != 0.0).then(|| load_loss(routing, self.importance) * self.load_coef),
             self.router.own_loss(routing),
         ];
         weighted.into_iter().flatten().reduce(|a, b| a + b)

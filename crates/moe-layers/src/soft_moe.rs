@@ -1,12 +1,4 @@
-//! Soft MoE: experts work on averages of tokens, tokens get averages of what comes out
-//! ([Puigcerver et al., 2023](https://arxiv.org/abs/2308.00951), section 2.1).
-//!
-//! Each of `E` experts has `P` slots. With `L = l2(X) (scale l2(Phi))` of a sequence `X` `[S, D]` (eq. 1 and the normalisation of section
-//! 2.3), the slots are `softmax of L over the tokens`-weighted averages of them; each expert works on its own slots; a token's output is the
-//! `softmax of L over the slots`-weighted average of theirs. Nothing is chosen and nothing dropped, every expert does the same work, and
-//! all is differentiable.
-//!
-//! **Not for causal models**: a slot is an average over the whole sequence.
+//! Soft MoE: experts work on averages of tokens, tokens get averages of what comes out.
 
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
@@ -66,7 +58,15 @@ impl SoftMoeConfig {
     }
 }
 
-/// A layer of experts that work on averages of tokens. Created by [`SoftMoeConfig`].
+/// A layer of experts that work on averages of tokens, which get averages of what comes out: Soft MoE
+/// ([Puigcerver et al., 2023](https://arxiv.org/abs/2308.00951), section 2.1). Created by [`SoftMoeConfig`].
+///
+/// Each of `E` experts has `P` slots. With `L = l2(X) (scale l2(Phi))` of a sequence `X` `[S, D]` (eq. 1 and the normalisation of section
+/// 2.3), the slots are `softmax of L over the tokens`-weighted averages of them; each expert works on its own slots; a token's output is the
+/// `softmax of L over the slots`-weighted average of theirs. Nothing is chosen and nothing dropped, every expert does the same work, and
+/// all is differentiable.
+///
+/// **Not for causal models**: a slot is an average over the whole sequence.
 #[derive(Module, Debug)]
 pub struct SoftMoe<B: Backend> {
     /// `Phi`, `[D, E P]`: what each slot looks for; those of an expert lie side by side.

@@ -24,6 +24,8 @@
 //! one column of the router, so that a token that chooses one chooses all; a second matrix is multiplied by `G`, as each has only
 //! `1 / G` of their gates. The columns drift apart in training, and with them the experts.
 //!
+//! A capacity breaks all of this: a token is then without the part of an expert that is full.
+//!
 //! Experts that are copies get the same gradient up to their gates, and may stay alike for long: noise or re-drawn units tell them
 //! apart, at the price of another function at the start.
 
@@ -42,10 +44,10 @@ pub enum Upcycling {
     /// Its weights.
     #[default]
     Copy,
-    /// Its weights and noise of this standard deviation, in units of that of the matrix.
+    /// Its weights and noise of this standard deviation, in units of that of the matrix: gate, up and down projection are three.
     Noise(f64),
     /// Its weights but for this share of the hidden units, which each expert draws anew, others than its neighbours, from a normal
-    /// distribution with the mean and deviation of their matrix: Drop-upcycling
+    /// distribution with the mean and deviation of their matrix (gate, up and down projection are three): Drop-upcycling
     /// ([Nakamura et al., 2025](https://arxiv.org/abs/2502.19261); 0.5 in the paper).
     Drop(f64),
 }
@@ -100,8 +102,8 @@ fn undecided_gates(config: &MoeConfig) -> f64 {
 /// # Errors
 ///
 /// Says why [`upcycle`] cannot be: `config` has another `d_model` or activation than `dense`, shared experts, or a rule without `K` experts
-/// for every token; `F / d_hidden` is not a whole number that divides `num_experts` and `top_k`, or is above 1 under a hash or noisy router, which
-/// do not choose whole repetitions; noise or share are out of range.
+/// for every token; `F / d_hidden` is not a whole number that divides `num_experts` and `top_k`; it is above 1 under a rule that does not choose
+/// whole repetitions: hash, noisy, or sigmoid where it does not divide the size of a group, `E / groups`; noise or share are out of range.
 pub fn segments<B: Backend>(
     dense: &DenseFeedForward<B>,
     config: &MoeConfig,
@@ -123,14 +125,22 @@ pub fn segments<B: Backend>(
             "{segments} experts make up the dense network, so num_experts = {num_experts} and top_k = {top_k} must be multiples"
         ));
     }
-    let apart = match &config.router {
-        RouterRule::Hash(_) => Some("hash"),
-        RouterRule::NoisyTopK(_) => Some("noisy"),
-        _ => None,
-    };
-    match apart.filter(|_| segments > 1) {
-        Some(name) => Err(format!("a {name} router does not choose {segments} experts together; let d_hidden be {f}")),
+    match apart(config, segments).filter(|_| segments > 1) {
+        Some(name) => Err(format!("a {name} does not choose {segments} experts together; let d_hidden be {f}")),
         None => Ok(segments),
+    }
+}
+
+/// What router it is, where it may choose a part of the `segments` experts of a repetition.
+fn apart(config: &MoeConfig, segments: usize) -> Option<String> {
+    match &config.router {
+        RouterRule::Hash(_) => Some("hash router".into()),
+        RouterRule::NoisyTopK(_) => Some("noisy router".into()),
+        RouterRule::Sigmoid(options) if options.groups > 1 => {
+            let size = config.num_experts / options.groups;
+            (!size.is_multiple_of(segments)).then(|| format!("sigmoid router with groups of {size} experts"))
+        }
+        _ => None,
     }
 }
 
@@ -189,9 +199,10 @@ fn changed<B: MoeBackend>(
     config: &MoeConfig,
     method: Upcycling,
 ) -> (Tensor<B, 3>, Tensor<B, 3>) {
+    let parts = config.activation.columns(1);
     match method {
         Upcycling::Copy => (w_in, w_out),
-        Upcycling::Noise(std) => (noisy(w_in, std), noisy(w_out, std)),
+        Upcycling::Noise(std) => (by_part(w_in, parts, |part| noisy(part, std)), noisy(w_out, std)),
         Upcycling::Drop(share) => {
             let [experts, f, d] = w_out.dims();
             let count = (share * f as f64).round() as usize;
@@ -200,12 +211,20 @@ fn changed<B: MoeBackend>(
             }
             let dropped = random_units::<B>(experts, f, count, &w_out.device());
             let rows = dropped.clone().reshape([experts, f, 1]).repeat_dim(2, d);
-            let parts = config.activation.columns(1);
             let columns = dropped.reshape([experts, 1, f]).repeat_dim(1, d).repeat_dim(2, parts);
-            let (new_in, new_out) = (redrawn(&w_in), redrawn(&w_out));
+            let (new_in, new_out) = (by_part(w_in.clone(), parts, redrawn), redrawn(w_out.clone()));
             (w_in.mask_where(columns.equal_elem(1.0), new_in), w_out.mask_where(rows.equal_elem(1.0), new_out))
         }
     }
+}
+
+/// `change` of each of the matrices that lie side by side in `w_in` `[E, D, parts F]`: the gate and the up projection are two.
+fn by_part<B: Backend>(
+    w_in: Tensor<B, 3>,
+    parts: usize,
+    change: impl Fn(Tensor<B, 3>) -> Tensor<B, 3>,
+) -> Tensor<B, 3> {
+    Tensor::cat(w_in.chunk(parts, 2).into_iter().map(change).collect(), 2)
 }
 
 fn noisy<B: Backend>(matrix: Tensor<B, 3>, std: f64) -> Tensor<B, 3> {
@@ -215,7 +234,7 @@ fn noisy<B: Backend>(matrix: Tensor<B, 3>, std: f64) -> Tensor<B, 3> {
 }
 
 /// Numbers with the mean and the deviation of those of `matrix`.
-fn redrawn<B: Backend>(matrix: &Tensor<B, 3>) -> Tensor<B, 3> {
+fn redrawn<B: Backend>(matrix: Tensor<B, 3>) -> Tensor<B, 3> {
     let (variance, mean) = matrix.clone().reshape([matrix.shape().num_elements()]).var_mean(0);
     let normal = Tensor::random(matrix.dims(), Distribution::Normal(0.0, 1.0), (&matrix.device(), matrix.dtype()));
     let over = |number: Tensor<B, 1>| number.reshape([1, 1, 1]).expand(matrix.dims());
@@ -318,6 +337,20 @@ mod tests {
         upcycle(&dense(Activation::SwiGlu), &config, Upcycling::Copy, &Default::default());
     }
 
+    /// Repetitions of two experts under groups of three: one lies in both groups.
+    #[test]
+    #[should_panic(expected = "a sigmoid router with groups of 3 experts does not choose 2 experts together")]
+    fn segments_across_groups_panic() {
+        let rule = RouterRule::Sigmoid(SigmoidOptions::new().with_groups(2));
+        upcycle(&dense(Activation::SwiGlu), &config(6, 6, 2).with_router(rule), Upcycling::Copy, &Default::default());
+    }
+
+    #[test]
+    fn segments_within_groups_compute_the_dense_function() {
+        let rule = RouterRule::Sigmoid(SigmoidOptions::new().with_groups(2));
+        assert_same_function(&dense(Activation::SwiGlu), &config(6, 8, 2).with_router(rule));
+    }
+
     #[test]
     fn experts_of_a_network_that_was_trained_can_be_trained() {
         type Training = Autodiff<Flex>;
@@ -333,19 +366,49 @@ mod tests {
         }
     }
 
+    /// Gate, up and down projection of experts without and with `method`, made of a network whose up projection is ten times the gate
+    /// and has another mean.
+    fn matrices(method: Upcycling) -> Vec<[Tensor<Flex, 3>; 2]> {
+        let device = Default::default();
+        let mut dense = DenseFeedForwardConfig::new(6, 192).init::<Flex>(&device);
+        let [gate, up] = dense.w_in.val().chunk(2, 1).try_into().expect("two parts");
+        dense.w_in = Param::from_tensor(Tensor::cat(vec![gate, up * 10.0 + 5.0], 1));
+        let [plain, changed] = [Upcycling::Copy, method].map(|method| {
+            let experts = upcycle(&dense, &config(192, 8, 2), method, &device).experts;
+            let mut matrices = experts.w_in.val().chunk(2, 2);
+            matrices.push(experts.w_out.val());
+            matrices
+        });
+        plain.into_iter().zip(changed).map(|(plain, changed)| [plain, changed]).collect()
+    }
+
+    /// Mean and standard deviation.
+    fn moments(x: &Tensor<Flex, 3>) -> (f64, f64) {
+        let values: Vec<f64> = x.to_data().iter().collect();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / values.len() as f64;
+        (mean, variance.sqrt())
+    }
+
+    /// Of the deviation of 9216 draws, for that and for their mean: about six deviations of the mean.
+    const OF_DRAWS: f64 = 0.06;
+
     #[test]
-    fn noise_has_the_deviation_that_is_asked_for() {
-        /// Of the deviation of 9216 draws: about five of its own deviations.
-        const TOLERANCE: f64 = 0.04;
-        let (device, dense) =
-            (Default::default(), DenseFeedForwardConfig::new(6, 192).init::<Flex>(&Default::default()));
-        let experts = |method| upcycle(&dense, &config(192, 8, 2), method, &device).experts.w_out.val();
-        let (plain, noisy) = (experts(Upcycling::Copy), experts(Upcycling::Noise(0.25)));
-        let deviation =
-            |x: Tensor<Flex, 3>| x.powi_scalar(2).mean().sqrt().into_data().iter::<f64>().next().expect("one");
-        let expected = 0.25 * deviation(plain.clone() - plain.clone().mean().reshape([1, 1, 1]));
-        let found = deviation(noisy - plain);
-        assert!((found - expected).abs() < TOLERANCE * expected, "{found} instead of {expected}");
+    fn noise_has_the_deviation_that_is_asked_for_in_every_matrix() {
+        for (i, [plain, noisy]) in matrices(Upcycling::Noise(0.25)).into_iter().enumerate() {
+            let expected = 0.25 * moments(&plain).1;
+            let (_, found) = moments(&(noisy - plain));
+            assert!((found - expected).abs() < OF_DRAWS * expected, "matrix {i}: {found} instead of {expected}");
+        }
+    }
+
+    #[test]
+    fn what_is_drawn_anew_has_the_moments_of_its_own_matrix() {
+        for (i, [plain, drawn]) in matrices(Upcycling::Drop(1.0)).into_iter().enumerate() {
+            let ((mean, deviation), (found_mean, found)) = (moments(&plain), moments(&drawn));
+            assert!((found - deviation).abs() < OF_DRAWS * deviation, "matrix {i}: {found} instead of {deviation}");
+            assert!((found_mean - mean).abs() < OF_DRAWS * deviation, "matrix {i}: {found_mean} instead of {mean}");
+        }
     }
 
     #[test]

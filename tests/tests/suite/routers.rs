@@ -3,7 +3,7 @@
 
 use burn::module::Param;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use default_moe::{DefaultMoe, DefaultMoeConfig};
+use default_moe::{DefaultMoe, DefaultMoeConfig, DefaultOptions, UpdateRule};
 use moe_layers::dispatch::{self, Capacity, DropPolicy};
 use moe_layers::router::{HashOptions, NoisyTopKOptions, ReluOptions, SigmoidOptions, SinkhornOptions};
 use moe_layers::{
@@ -18,6 +18,7 @@ on_every_backend!(
     a_capacity_drops_what_its_slots_say,
     unchosen_experts_have_the_gate_they_would_have,
     default_vectors_fill_in_for_every_token_choice_router,
+    default_vectors_leave_out_what_a_capacity_dropped,
     soft_moe_matches_loops,
     every_router_takes_an_empty_batch,
     one_expert_and_all_experts_are_no_special_cases,
@@ -229,6 +230,62 @@ fn default_vectors_fill_in_for_every_token_choice_router<B: AutodiffMoeBackend>(
             }
         }
         assert_close(&format!("{rule:?}"), &host(out.output), &expected);
+    }
+}
+
+/// The output of every expert for every token, `[E][T D]`.
+fn outputs_of_all<B: AutodiffMoeBackend>(experts: &Experts<B>, device: &B::Device) -> Vec<Vec<f64>> {
+    let [t, _, _, e, _] = SIZES;
+    let of = |expert: usize| {
+        let only = Tensor::<B, 2, Int>::full([t, 1], expert as i64, device);
+        let ones = Tensor::<B, 2>::ones([t, e], device);
+        let routing = Routing::new(ones.clone(), ones, Tensor::ones([t, 1], device), only);
+        host(dispatch::dense(tokens(device), experts, &routing))
+    };
+    (0..e).map(of).collect()
+}
+
+/// Loops over slots: who is dropped has neither its expert nor a vector, and moves none.
+fn default_vectors_leave_out_what_a_capacity_dropped<B: AutodiffMoeBackend>(device: &B::Device) {
+    let [t, d, _, e, k] = SIZES;
+    let rules = [UpdateRule::Mean, UpdateRule::Weighted, UpdateRule::WeightedByCount];
+    for (rule, normalize) in rules.into_iter().flat_map(|rule| [(rule, false), (rule, true)]) {
+        let capacity = Capacity::new(0.7);
+        let config = config(RouterRule::TopK).with_normalize_gates(normalize).with_capacity(Some(capacity.clone()));
+        let options = DefaultOptions::new().with_rule(rule);
+        let mut defaults: DefaultMoe<B> = DefaultMoeConfig::new(config.clone()).with_options(options).init(device);
+        defaults.moe = layer(&config, device);
+        let routing = capacity.apply(route(&defaults.moe, tokens(device), device), k);
+        let (gates, scores) = (host(routing.gates), host(routing.scores));
+        let chosen: Vec<usize> = host(routing.experts.float()).into_iter().map(|expert| expert as usize).collect();
+        let outputs = outputs_of_all(&defaults.moe.experts, device);
+        assert!(gates.contains(&0.0), "a capacity that drops nothing tells nothing");
+
+        let (mut vectors, mut divisors, mut output) = (vec![0.0; e * d], vec![0.0; e], vec![0.0; t * d]);
+        for slot in (0..t * k).filter(|&slot| gates[slot] > 0.0) {
+            let (token, expert) = (slot / k, chosen[slot]);
+            let score = scores[token * e + expert];
+            let share = if rule == UpdateRule::Mean { 1.0 } else { score };
+            divisors[expert] += if rule == UpdateRule::Weighted { score } else { 1.0 };
+            for i in 0..d {
+                vectors[expert * d + i] += share * outputs[expert][token * d + i];
+                output[token * d + i] += gates[slot] * outputs[expert][token * d + i];
+            }
+        }
+        // From zero, a step goes a tenth of the way.
+        vectors.iter_mut().enumerate().for_each(|(i, value)| *value *= 0.1 / divisors[i / d]);
+        for token in 0..t {
+            let own = &chosen[token * k..(token + 1) * k];
+            let whole: f64 = own.iter().map(|&expert| scores[token * e + expert]).sum();
+            for expert in (0..e).filter(|expert| !own.contains(expert)) {
+                let gate = scores[token * e + expert] / if normalize { whole } else { 1.0 };
+                (0..d).for_each(|i| output[token * d + i] += gate * vectors[expert * d + i]);
+            }
+        }
+        let out = defaults.forward(tokens::<B>(device));
+        let moved = defaults.vectors.updated(&out.update.expect("a training pass"));
+        assert_close(&format!("vectors, {rule:?}, {normalize}"), &host(moved), &vectors);
+        assert_close(&format!("output, {rule:?}, {normalize}"), &host(out.output), &output);
     }
 }
 

@@ -1,21 +1,13 @@
-//! A capacity for every expert: slots beyond it are dropped, and their token goes without that expert
-//! ([Lepikhin et al., 2020](https://arxiv.org/abs/2006.16668); [Fedus et al., 2021](https://arxiv.org/abs/2101.03961)).
-//!
-//! Nothing here needs it: dispatch is dropless, and an expert may serve any number of tokens. A capacity bounds the work and the
-//! memory of the busiest expert, and what published models were trained with can be reproduced.
-//!
-//! Whether a slot is dropped depends on other tokens of the batch, also on later ones of its own sequence, unless the policy is
-//! [`Position`](DropPolicy::Position) and `K` is 1. The policies that rank gates sort with burn's `argsort`, which reads them on the host on
-//! every backend, twice a layer; equal gates come in no particular order there.
+//! A capacity for every expert: slots beyond it are dropped, and their token goes without that expert.
 
 use burn::config::Config;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData};
 use moe_kernels::{ExpertPlan, MoeBackend, top_k};
 use serde::{Deserialize, Serialize};
 
 use crate::Routing;
 
-/// Who is served first, and so who is dropped when an expert is full.
+/// Who is served first, and so who is dropped when an expert is full. Of equal gates the earlier token's comes first.
 ///
 /// In text `"position"`, `"probability"`, `"batch-priority"`.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,10 +23,18 @@ pub enum DropPolicy {
     BatchPriority,
 }
 
-/// How many slots an expert serves at most.
+/// How many slots an expert serves at most: those beyond are dropped, and their token goes without that expert
+/// ([Lepikhin et al., 2020](https://arxiv.org/abs/2006.16668); [Fedus et al., 2021](https://arxiv.org/abs/2101.03961)).
+///
+/// Nothing here needs it: dispatch is dropless, and an expert may serve any number of tokens. A capacity bounds the work and the
+/// memory of the busiest expert, and what published models were trained with can be reproduced.
+///
+/// **Not for causal models** unless the policy is [`Position`](DropPolicy::Position) and `K` is 1: whether a slot is dropped depends on other
+/// tokens of the batch, otherwise also on later ones of its own sequence. The policies that rank gates read them and sort on the host, once a
+/// layer.
 #[derive(Config, Debug, PartialEq)]
 pub struct Capacity {
-    /// Times the even load: an expert serves at most `ceil(factor * T * K / E)` slots.
+    /// Times the even load: an expert serves at most `ceil(T * K / E * factor)` slots.
     pub factor: f64,
     /// Who is dropped. Default: position
     #[config(default = "DropPolicy::Position")]
@@ -42,7 +42,7 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// Slots that an expert serves at most, at least 1.
+    /// Slots that an expert serves at most: at least 1, and otherwise no more than there are.
     ///
     /// # Panics
     ///
@@ -53,7 +53,10 @@ impl Capacity {
             factor > 0.0 && factor.is_finite(),
             "Capacity: the factor must be a finite number above 0, got {factor}"
         );
-        ((factor * (num_tokens * top_k) as f64 / num_experts as f64).ceil() as usize).max(1)
+        let slots = num_tokens * top_k;
+        // The even load first, as Megatron-LM: 1.1 times 100 slots of 10 experts is 11, and 1.1 * 100 is above 110.
+        let most = (slots as f64 / num_experts as f64 * factor).ceil() as usize;
+        most.min(slots).max(1)
     }
 
     /// The same decision with the slots dropped that are beyond the capacity of their expert: nobody serves them, and their
@@ -88,15 +91,15 @@ impl Capacity {
         match self.policy {
             DropPolicy::Position => by_position(routing.experts.clone(), routing.num_experts()),
             DropPolicy::Probability => {
-                let order = gates.reshape([tokens * k]).argsort_descending(0);
-                let experts = routing.experts.clone().reshape([tokens * k]).select(0, order.clone());
+                let [order, places] = descending(gates.reshape([tokens * k]));
+                let experts = routing.experts.clone().reshape([tokens * k]).select(0, order);
                 let ranks = by_position(experts.reshape([tokens * k, 1]), routing.num_experts());
-                ranks.select(0, order.argsort(0)).reshape([tokens, k])
+                ranks.select(0, places).reshape([tokens, k])
             }
             DropPolicy::BatchPriority => {
-                let order = top_k(gates, 1).0.reshape([tokens]).argsort_descending(0);
-                let experts = routing.experts.clone().select(0, order.clone());
-                by_position(experts, routing.num_experts()).select(0, order.argsort(0))
+                let [order, places] = descending(top_k(gates, 1).0.reshape([tokens]));
+                let experts = routing.experts.clone().select(0, order);
+                by_position(experts, routing.num_experts()).select(0, places)
             }
         }
     }
@@ -113,10 +116,23 @@ fn by_position<B: MoeBackend>(experts: Tensor<B, 2, Int>, num_experts: usize) ->
     (plan.row_of_slot() - begins).reshape([k, tokens]).transpose()
 }
 
+/// The indices of `gates` `[N]` from the largest gate to the smallest, the lower index first among equals, and the place of each index
+/// in that order. On the host: burn's `argsort` reads there too, and leaves the order of equals open.
+fn descending<B: MoeBackend>(gates: Tensor<B, 1>) -> [Tensor<B, 1, Int>; 2] {
+    let device = gates.device();
+    let gates: Vec<f64> = gates.into_data().iter().collect();
+    let mut order: Vec<i32> = (0..gates.len() as i32).collect();
+    order.sort_by(|&a, &b| gates[b as usize].total_cmp(&gates[a as usize]));
+    let mut places = vec![0; order.len()];
+    for (place, &index) in order.iter().enumerate() {
+        places[index as usize] = place as i32;
+    }
+    [order, places].map(|indices| Tensor::from_data(TensorData::new(indices, [gates.len()]), &device))
+}
+
 #[cfg(test)]
 mod tests {
     use burn::backend::Flex;
-    use burn::tensor::TensorData;
 
     use super::*;
     use crate::RoutingStats;
@@ -163,7 +179,33 @@ mod tests {
     #[test]
     fn a_capacity_that_is_large_enough_drops_nothing() {
         for policy in [DropPolicy::Position, DropPolicy::Probability, DropPolicy::BatchPriority] {
-            assert_eq!(kept(policy, 3.0), [true; 8]);
+            for factor in [3.0, 5e6, 5e8, 1e30, f64::MAX] {
+                assert_eq!(kept(policy, factor), [true; 8], "{policy:?}, {factor}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_capacity_is_that_many_even_loads_and_not_one_more_by_rounding() {
+        assert_eq!(Capacity::new(1.1).slots(50, 2, 10), 11);
+        assert_eq!(Capacity::new(1.25).slots(50, 2, 10), 13);
+        assert_eq!(Capacity::new(1e30).slots(50, 2, 10), 100);
+        assert_eq!(Capacity::new(1e-30).slots(50, 2, 10), 1);
+    }
+
+    /// Every gate is the same, as a hash router's and normalised ones where `K` is 1.
+    #[test]
+    fn of_equal_gates_the_earlier_tokens_are_served() {
+        let (device, tokens, k) = (Default::default(), 96, 2);
+        let experts: Vec<i64> = (0..tokens).flat_map(|t| [t % 3, (t + 1) % 3]).collect();
+        let experts = Tensor::<Flex, 1, Int>::from_data(TensorData::from(experts.as_slice()), &device).reshape([96, k]);
+        let (gates, probs) = (Tensor::full([96, k], 0.5, &device), Tensor::full([96, 3], 1.0 / 3.0, &device));
+        let routing = Routing::new(probs.zeros_like(), probs, gates, experts);
+        for (policy, last) in [(DropPolicy::Probability, [48; 2]), (DropPolicy::BatchPriority, [96, 0])] {
+            let capped = Capacity::new(0.5).with_policy(policy).apply(routing.clone(), k);
+            let gates: Vec<f32> = capped.gates.to_data().to_vec().expect("f32");
+            let expected = (0..96 * k).map(|slot| slot / k < last[slot % k]);
+            assert!(gates.iter().map(|&gate| gate > 0.0).eq(expected), "{policy:?}: {gates:?}");
         }
     }
 

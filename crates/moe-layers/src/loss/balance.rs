@@ -1,19 +1,15 @@
 //! Load-balance loss: the product of how often experts are chosen and how probable they are.
-//!
-//! `L = E * sum_i f_i P_i`, where `P_i` is the mean probability of expert `i` over the tokens and `f_i` its share of
-//! the choices, a constant for the gradient ([Fedus et al., 2021](https://arxiv.org/abs/2101.03961), eq. 4 to 6).
-//! Libraries differ in what `f_i` counts; `T` tokens, `E` experts, `K` experts per token:
 
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
-use moe_kernels::{MoeBackend, sum_dim, unchosen};
+use moe_kernels::{MoeBackend, softmax_rows, sum_dim, unchosen};
 use serde::{Deserialize, Serialize};
 
-use super::zero;
+use super::{one_hot, zero};
 use crate::Routing;
 use crate::ranks::mean_over_ranks;
 
-/// What `f_i` counts in the load-balance loss.
+/// What `f_i` counts in the [load-balance loss](load_balance_loss), in which libraries differ; `T` tokens, `E` experts, `K` experts per token.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum BalanceConvention {
@@ -24,7 +20,8 @@ pub enum BalanceConvention {
     /// Slots per token, not divided by `K`: `K` when balanced. Hugging Face, which also pools all layers into one
     /// batch ([`load_balance_loss_pooled`]).
     HuggingFace,
-    /// Share of first choices only. GShard ([Lepikhin et al., 2020](https://arxiv.org/abs/2006.16668)), V-MoE, Tutel.
+    /// Share of first choices only. GShard ([Lepikhin et al., 2020](https://arxiv.org/abs/2006.16668)), V-MoE, Tutel. Under noise the
+    /// probabilities are those with noise, as the choices are (V-MoE); in the other conventions they are without.
     #[serde(rename = "gshard")]
     GShard,
     /// As `Switch`, for each sequence by itself: [`sequence_balance_loss`]. DeepSeek-V3.
@@ -33,7 +30,9 @@ pub enum BalanceConvention {
 
 /// The load-balance loss of one layer, `[1]`, f32; 0 for an empty batch.
 ///
-/// Its gradient flows through the probabilities only. [`BalanceConvention::Sequence`] takes the batch for one sequence here.
+/// `L = E * sum_i f_i P_i`, where `P_i` is the mean probability of expert `i` over the tokens and `f_i` its share of
+/// the choices, a constant for the gradient ([Fedus et al., 2021](https://arxiv.org/abs/2101.03961), eq. 4 to 6), counted as the
+/// convention says. The gradient flows through the probabilities only. [`BalanceConvention::Sequence`] takes the batch for one sequence here.
 ///
 /// # Panics
 ///
@@ -51,8 +50,16 @@ pub fn load_balance_loss<B: MoeBackend>(routing: &Routing<B>, convention: Balanc
         BalanceConvention::Sequence => return sequence_balance_loss(routing, 1),
     };
     let fractions = mean_over_ranks(fractions);
-    let probs = sum_dim(routing.probs.clone(), 0).squeeze_dim::<1>(0) / tokens;
+    let probs = sum_dim(weighed_probs(routing, convention), 0).squeeze_dim::<1>(0) / tokens;
     (fractions * probs).sum() * routing.num_experts() as f64
+}
+
+/// What `P_i` is the mean of, `[T, E]`.
+fn weighed_probs<B: MoeBackend>(routing: &Routing<B>, convention: BalanceConvention) -> Tensor<B, 2> {
+    match &routing.noise {
+        Some(noise) if convention == BalanceConvention::GShard => softmax_rows(noise.logits.clone()),
+        _ => routing.probs.clone(),
+    }
 }
 
 /// The load-balance loss of each sequence by itself, averaged over the sequences, `[1]`, f32; 0 for an empty batch.
@@ -125,9 +132,43 @@ fn shares<B: Backend>(counts: Tensor<B, 1>) -> Tensor<B, 1> {
 
 /// Tokens per expert counting only the most probable one, `[E]`, in the dtype of the routing.
 fn first_choices<B: MoeBackend>(routing: &Routing<B>) -> Tensor<B, 1> {
-    let (tokens, experts) = (routing.num_tokens(), routing.num_experts());
-    let first = routing.experts.clone().slice([0..tokens, 0..1]);
-    let columns = Tensor::<B, 1, Int>::arange(0..experts as i64, &first.device()).unsqueeze::<2>();
-    let chosen = first.repeat_dim(1, experts).equal(columns.repeat_dim(0, tokens));
-    sum_dim(chosen.float().cast(routing.probs.dtype()), 0).squeeze_dim(0)
+    let first = routing.experts.clone().slice([0..routing.num_tokens(), 0..1]);
+    sum_dim(one_hot(first, routing), 0).squeeze_dim(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+
+    use super::*;
+    use crate::routing::RouterNoise;
+
+    /// Relative, f32.
+    const TOLERANCE: f64 = 1e-5;
+
+    fn matrix(rows: [[f32; 3]; 2]) -> Tensor<Flex, 2> {
+        Tensor::from_data(rows, &Default::default())
+    }
+
+    /// Choices by probabilities with noise, 0.2, 0.7, 0.1 and 0.6, 0.3, 0.1.
+    fn noisy_routing() -> Routing<Flex> {
+        let (probs, noisy) = (matrix([[0.5, 0.4, 0.1], [0.3, 0.3, 0.4]]), matrix([[0.2, 0.7, 0.1], [0.6, 0.3, 0.1]]));
+        let (gates, experts) = moe_kernels::top_k(noisy.clone(), 1);
+        let noise = RouterNoise { std: noisy.ones_like(), logits: noisy.log() };
+        Routing { noise: Some(noise), ..Routing::new(probs.clone().log(), probs, gates, experts) }
+    }
+
+    #[test]
+    fn gshards_loss_is_of_the_probabilities_with_noise_and_the_others_without() {
+        let loss = |convention| load_balance_loss(&noisy_routing(), convention).into_data().iter::<f64>().next();
+        // f = (0.5, 0.5, 0); P = (0.4, 0.5, 0.1) with noise, (0.4, 0.35, 0.25) without.
+        for (convention, expected) in [
+            (BalanceConvention::GShard, 1.35),
+            (BalanceConvention::Switch, 1.125),
+            (BalanceConvention::HuggingFace, 1.125),
+        ] {
+            let found = loss(convention).expect("one number");
+            assert!((found - expected).abs() < TOLERANCE * expected, "{convention:?}: {found}");
+        }
+    }
 }

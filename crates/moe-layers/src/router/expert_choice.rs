@@ -1,10 +1,4 @@
-//! Expert choice: each expert takes the tokens that it scores best ([Zhou et al., 2022](https://arxiv.org/abs/2202.09368)).
-//!
-//! Every expert serves the same number of tokens, `C = ceil(T K / E)`; a token may have any number of experts, or none.
-//! The softmax is over the experts of a token, the choice over the tokens of an expert; a gate is the softmax value.
-//!
-//! **Not for causal models**: whether a token is served depends on the tokens after it, in training and in evaluation, and a
-//! decoder that sees one token at a time chooses otherwise than it learned to.
+//! Expert choice: each expert takes the tokens that it scores best.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -16,7 +10,14 @@ use super::members::route_members;
 use super::scores::{check_width, logits, routing_dtype};
 use crate::Routing;
 
-/// Lets experts choose tokens. Created by [`RouterConfig`].
+/// Lets each expert take the tokens that it scores best ([Zhou et al., 2022](https://arxiv.org/abs/2202.09368)). Created by
+/// [`RouterConfig`].
+///
+/// Every expert serves the same number of tokens, `C = ceil(T K / E)`; a token may have any number of experts, or none.
+/// The softmax is over the experts of a token, the choice over the tokens of an expert; a gate is the softmax value.
+///
+/// **Not for causal models**: whether a token is served depends on the tokens after it, in training and in evaluation, and a
+/// decoder that sees one token at a time chooses otherwise than it learned to.
 #[derive(Module, Debug)]
 pub struct ExpertChoiceRouter<B: Backend> {
     /// `[D, E]`.
@@ -83,23 +84,23 @@ mod tests {
         assert_eq!(routing.counts().into_data().iter::<i64>().collect::<Vec<_>>(), [15; 4]);
     }
 
-    /// Against a sort of each column of the probabilities.
+    /// Against a sort of each column of the probabilities; `T K / E` is 22 / 5.
     #[test]
     fn an_expert_takes_the_tokens_that_it_scores_best() {
-        let tokens = Tensor::random([10, 6], Distribution::Normal(0.0, 2.0), &Default::default());
+        let tokens = Tensor::random([11, 6], Distribution::Normal(0.0, 2.0), &Default::default());
         let routing = router(6, 5, 2).forward(tokens);
         let probs: Vec<f32> = routing.probs.to_data().to_vec().expect("f32");
-        let mut expected = vec![vec![]; 10];
+        let mut expected = vec![vec![]; 11];
         for e in 0..5 {
-            let mut order: Vec<usize> = (0..10).collect();
+            let mut order: Vec<usize> = (0..11).collect();
             order.sort_by(|&a, &b| probs[b * 5 + e].total_cmp(&probs[a * 5 + e]));
-            order[..4].iter().for_each(|&t| expected[t].push(e as i64));
+            order[..5].iter().for_each(|&t| expected[t].push(e as i64));
         }
         let width = routing.experts.dims()[1];
         let experts: Vec<i64> = routing.experts.to_data().iter::<i64>().collect();
         let gates: Vec<f32> = routing.gates.to_data().to_vec().expect("f32");
-        assert_eq!(width, expected.iter().map(Vec::len).max().expect("ten tokens"));
-        for t in 0..10 {
+        assert_eq!(width, expected.iter().map(Vec::len).max().expect("eleven tokens"));
+        for t in 0..11 {
             let row = t * width..(t + 1) * width;
             let mut served: Vec<i64> = experts[row.clone()].iter().copied().filter(|&e| e < 5).collect();
             served.sort_unstable();

@@ -1,7 +1,4 @@
-//! Hash routing: the id of a token decides, nothing is learned ([Roller et al., 2021](https://arxiv.org/abs/2106.04426)).
-//!
-//! Every id of the vocabulary has `K` distinct experts, drawn once from a seed: each expert is the first of as many ids as any other, up to
-//! one, and the others of an id are random. Gates are `1 / K`, f32 always. Loads follow the frequencies of the ids, which no table here knows.
+//! Hash routing: the id of a token decides, nothing is learned.
 
 use burn::config::Config;
 use burn::module::Module;
@@ -26,7 +23,12 @@ pub struct HashOptions {
     pub seed: u64,
 }
 
-/// Looks up a token's experts by its id. Created by [`RouterConfig`].
+/// Looks up a token's experts by its id; nothing is learned ([Roller et al., 2021](https://arxiv.org/abs/2106.04426)). Created by
+/// [`RouterConfig`].
+///
+/// Every id of the vocabulary has `K` distinct experts, drawn once from a seed: each expert is the first of as many ids as any other, up to
+/// one, and the others of an id are random. Gates are `1 / K`, f32 always. Loads follow the frequencies of the ids, which no table here
+/// knows.
 #[derive(Module, Debug)]
 pub struct HashRouter<B: Backend> {
     /// `[V, K]`: a function of the configuration, so not saved.

@@ -1,16 +1,15 @@
 //! Routers: tokens in, [`Routing`] out; one algorithm a file, all behind [`Router`].
 //!
-//! | [`RouterRule`] | who chooses | what a decision costs beside `[T, D] x [D, E]` | when to use it |
-//! |---|---|---|---|
-//! | [`TopK`](RouterRule::TopK) | a token, by softmax | top-K | the default: Mixtral, OLMoE, Qwen3-MoE |
-//! | [`NoisyTopK`](RouterRule::NoisyTopK) | a token, by a noisy softmax | noise, a second product if it is learned | exploration early in training; V-MoE |
-//! | [`Sigmoid`](RouterRule::Sigmoid) | a token, by a biased sigmoid, within groups | one vector per step | balance without a loss that pulls on the model; many fine experts: DeepSeek-V3 |
-//! | [`Sinkhorn`](RouterRule::Sinkhorn) | a token, by a balanced assignment of the batch | two products with vectors per iteration | balance from the first step, at the price of another choice in evaluation |
-//! | [`Relu`](RouterRule::Relu) | a token, as many as it likes | one number read from the device | a differentiable choice: ReMoE |
-//! | [`ExpertChoice`](RouterRule::ExpertChoice) | an expert, its best tokens | top-K of `T K / E` along the tokens, on CubeCL in as many passes; one number read | even load by construction; vision and encoders, never a causal model |
-//! | [`Hash`](RouterRule::Hash) | the token's id | a look-up, no product | a baseline: what learning to route is worth |
-//!
-//! Not a choice at all, and a layer of its own, is [`SoftMoe`](crate::SoftMoe).
+//! | [`RouterRule`] | paper | who chooses | what a decision costs beside `[T, D] x [D, E]` | when to use it |
+//! |---|---|---|---|---|
+//! | [`TopK`](RouterRule::TopK) | [Shazeer et al., 2017](https://arxiv.org/abs/1701.06538) | a token, by softmax | top-K | the default: Mixtral, OLMoE, Qwen3-MoE |
+//! | [`NoisyTopK`](RouterRule::NoisyTopK) | [Shazeer et al., 2017](https://arxiv.org/abs/1701.06538); [Riquelme et al., 2021](https://arxiv.org/abs/2106.05974) | a token, by a noisy softmax | noise, a second product if it is learned | exploration early in training; V-MoE; with the importance and load losses of [either](crate::ImportanceConvention) |
+//! | [`Sigmoid`](RouterRule::Sigmoid) | [DeepSeek-AI, 2024](https://arxiv.org/abs/2412.19437); [Wang et al., 2024](https://arxiv.org/abs/2408.15664) | a token, by a biased sigmoid, within groups | one vector per step | balance without a loss that pulls on the model; many fine experts: DeepSeek-V3 |
+//! | [`Sinkhorn`](RouterRule::Sinkhorn) | [Clark et al., 2022](https://arxiv.org/abs/2202.01169) | a token, by a balanced assignment of the batch | two products with vectors per iteration | balance from the first step, at the price of another choice in evaluation |
+//! | [`Relu`](RouterRule::Relu) | [Wang et al., 2025](https://arxiv.org/abs/2412.14711) | a token, as many as it likes | one number read from the device | a differentiable choice: ReMoE |
+//! | [`ExpertChoice`](RouterRule::ExpertChoice) | [Zhou et al., 2022](https://arxiv.org/abs/2202.09368) | an expert, its best tokens | top-K of `T K / E` along the tokens, on CubeCL in as many passes; one number read | even load by construction; vision and encoders, never a causal model |
+//! | [`Hash`](RouterRule::Hash) | [Roller et al., 2021](https://arxiv.org/abs/2106.04426) | the token's id | a look-up, no product | a baseline: what learning to route is worth |
+//! | [`SoftMoe`](crate::SoftMoe), a layer of its own | [Puigcerver et al., 2023](https://arxiv.org/abs/2308.00951) | nobody: experts work on averages of tokens | products `[T, D] x [D, E P]` and two with averages, two softmaxes | all is differentiable, even load; vision and encoders, never a causal model |
 //!
 //! | | capacity | [default vectors](https://docs.rs/default-moe) | excitation | balance loss |
 //! |---|---|---|---|---|
@@ -18,6 +17,7 @@
 //! | ReLU | yes | no: who is not chosen has gate zero | yes | its own L1; set the coefficient of others to 0 |
 //! | expert choice | no need | no: nobody says which experts a token did not choose | factor 1, as all have equal counts | constant |
 //! | hash | yes | no: there is no router to learn | yes | constant |
+//! | [`SoftMoe`](crate::SoftMoe) | no need | no: nothing is chosen | no: nothing is chosen | none |
 
 mod expert_choice;
 mod hash;

@@ -1,10 +1,4 @@
-//! Noisy top-K: exploration by noise on the logits while training
-//! ([Shazeer et al., 2017](https://arxiv.org/abs/1701.06538), eq. 3 to 5; constant noise:
-//! [Riquelme et al., 2021](https://arxiv.org/abs/2106.05974), appendix A).
-//!
-//! `H = x W_g + epsilon * sigma` with `epsilon ~ N(0, 1)`; the `K` largest of a token are chosen and weighed by their softmax. Shazeer learns
-//! `sigma = softplus(x W_noise)` and takes the softmax over the chosen ones, which is the softmax over all divided by the sum of
-//! the chosen (`normalize_gates`); V-MoE has `sigma = 1 / E` and does not divide.
+//! Noisy top-K: exploration by noise on the logits while training.
 
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
@@ -34,7 +28,12 @@ pub struct NoisyTopKOptions {
     pub noise_std: Option<f64>,
 }
 
-/// Adds noise to the logits in training passes. Created by [`RouterConfig`].
+/// Adds noise to the logits in training passes ([Shazeer et al., 2017](https://arxiv.org/abs/1701.06538), eq. 3 to 5; constant noise:
+/// [Riquelme et al., 2021](https://arxiv.org/abs/2106.05974), appendix A). Created by [`RouterConfig`].
+///
+/// `H = x W_g + epsilon * sigma` with `epsilon ~ N(0, 1)`; the `K` largest of a token are chosen and weighed by their softmax. Shazeer learns
+/// `sigma = softplus(x W_noise)` and takes the softmax over the chosen ones, which is the softmax over all divided by the sum of
+/// the chosen (`normalize_gates`); V-MoE has `sigma = 1 / E` and does not divide.
 #[derive(Module, Debug)]
 pub struct NoisyTopKRouter<B: Backend> {
     /// `W_g`, `[D, E]`.
@@ -64,8 +63,9 @@ impl NoisyTopKOptions {
 impl<B: MoeBackend> NoisyTopKRouter<B> {
     /// Chooses `K` experts for every token, in a training pass by noisy logits.
     ///
-    /// [`probs`](Routing::probs) are the softmax without noise, as the losses of V-MoE want them; gates and
-    /// [`scores`](Routing::scores) are with it.
+    /// [`probs`](Routing::probs) are the softmax without noise, as V-MoE's importance loss wants it; gates and
+    /// [`scores`](Routing::scores) are with it, and so is what V-MoE's balance loss reads
+    /// ([`GShard`](crate::BalanceConvention::GShard)).
     ///
     /// # Shapes
     ///
@@ -118,8 +118,13 @@ mod tests {
     type AD = Autodiff<Flex>;
 
     fn router<B: MoeBackend>(noise_std: Option<f64>) -> NoisyTopKRouter<B> {
+        normalizing(false, noise_std)
+    }
+
+    fn normalizing<B: MoeBackend>(normalize: bool, noise_std: Option<f64>) -> NoisyTopKRouter<B> {
         let rule = RouterRule::NoisyTopK(NoisyTopKOptions { noise_std });
-        match RouterConfig::new(6, 4, 2).with_rule(rule).init(&Default::default()) {
+        let config = RouterConfig::new(6, 4, 2).with_rule(rule).with_normalize_gates(normalize);
+        match config.init(&Default::default()) {
             Router::NoisyTopK(router) => router,
             other => panic!("not the router that was asked for: {other:?}"),
         }
@@ -135,6 +140,37 @@ mod tests {
         let routing = router.forward(tokens(9));
         assert!(routing.noise.is_none());
         routing.scores.into_data().assert_eq(&softmax_rows(routing.logits).into_data(), true);
+    }
+
+    /// Against a sort of the noisy logits of each token.
+    #[test]
+    fn a_training_pass_chooses_and_weighs_by_the_noisy_logits() {
+        const TOLERANCE: f64 = 1e-5;
+        for normalize in [false, true] {
+            let routing = normalizing::<AD>(normalize, Some(4.0)).forward(tokens(33));
+            let host = |tensor: Tensor<AD, 2>| tensor.into_data().iter::<f64>().collect::<Vec<_>>();
+            let noisy = host(routing.noise.expect("a training pass").logits);
+            let chosen: Vec<usize> = routing.experts.into_data().iter::<i64>().map(|expert| expert as usize).collect();
+            let (gates, clean) = (host(routing.gates), host(routing.logits));
+            let mut other_choices = 0;
+            for (t, row) in noisy.chunks(4).enumerate() {
+                let best = |row: &[f64]| {
+                    let mut order = [0, 1, 2, 3];
+                    order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+                    order[..2].to_vec()
+                };
+                let expected = best(row);
+                other_choices += usize::from(expected != best(&clean[4 * t..4 * t + 4]));
+                assert_eq!(chosen[2 * t..2 * t + 2], expected);
+                let mass = |experts: &[usize]| experts.iter().map(|&e| row[e].exp()).sum::<f64>();
+                let whole = if normalize { mass(&expected) } else { mass(&[0, 1, 2, 3]) };
+                for (gate, &expert) in gates[2 * t..].iter().zip(&expected) {
+                    let expected = row[expert].exp() / whole;
+                    assert!((gate - expected).abs() < TOLERANCE * expected, "{gate} instead of {expected}");
+                }
+            }
+            assert!(other_choices > 0, "a choice that the noise does not change tells nothing");
+        }
     }
 
     #[test]

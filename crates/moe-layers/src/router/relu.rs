@@ -1,15 +1,4 @@
-//! ReLU routing: a gate is `relu(x w_e)`, and who has one is a matter of training
-//! (ReMoE, [Wang et al., 2025](https://arxiv.org/abs/2412.14711)).
-//!
-//! Nothing is ranked, so routing is continuous: an expert comes and goes at gate zero. How many experts a token has is held near
-//! `K` on average by an L1 loss, whose weight adapts: after each step it is multiplied by `alpha` if there are too many, and
-//! divided by it if there are too few (eq. 7). The loss counts an expert's gates `f_e` times, where `f_e` is its load over the even
-//! one, so that it balances too (eq. 10):
-//!
-//! `L = lambda / T * sum_t sum_e f_e relu(x_t w_e)`, `f_e = E / (K T) * sum_t 1[relu(x_t w_e) > 0]`.
-//!
-//! Ours: each layer has a `lambda` of its own, which follows its own number of experts, and the losses of layers add up. The paper has one
-//! for the model, which follows the mean, and divides the sum by the number of layers.
+//! ReLU routing: a gate is the ReLU of a logit, and who has one is a matter of training.
 
 use burn::config::Config;
 use burn::module::{Module, Param, ParamId};
@@ -67,7 +56,17 @@ impl ReluOptions {
     }
 }
 
-/// Weighs experts by a ReLU. Created by [`RouterConfig`].
+/// Weighs experts by `relu(x w_e)` (ReMoE, [Wang et al., 2025](https://arxiv.org/abs/2412.14711)). Created by [`RouterConfig`].
+///
+/// Nothing is ranked, so routing is continuous: an expert comes and goes at gate zero. How many experts a token has is held near
+/// `K` on average by an L1 loss, whose weight adapts: after each step it is multiplied by `alpha` if there are too many, and
+/// divided by it if there are too few (eq. 7). The loss counts an expert's gates `f_e` times, where `f_e` is its load over the even
+/// one, so that it balances too (eq. 10):
+///
+/// `L = lambda / T * sum_t sum_e f_e relu(x_t w_e)`, `f_e = E / (K T) * sum_t 1[relu(x_t w_e) > 0]`.
+///
+/// Ours: each layer has a `lambda` of its own, which follows its own number of experts, and the losses of layers add up. The paper has
+/// one for the model, which follows the mean, and divides the sum by the number of layers.
 #[derive(Module, Debug)]
 pub struct ReluRouter<B: Backend> {
     /// `[D, E]`.
@@ -174,16 +173,16 @@ mod tests {
 
     #[test]
     fn the_l1_loss_and_its_gradient_match_a_computation_by_hand() {
-        let router = identity::<Autodiff<Flex>>(3, 1, ReluOptions::new().with_l1_coef(0.5));
+        let router = identity::<Autodiff<Flex>>(3, 2, ReluOptions::new().with_l1_coef(0.5));
         let tokens = [[0.5, -1.0, 2.0], [0.25, 0.5, -1.0f32]];
         let tokens = Tensor::from_data(tokens, &Default::default()).require_grad();
         let loss = router.l1_loss(&router.forward(tokens.clone()));
-        // f = 3 / 2 * (2, 1, 1); mean gates (0.375, 0.25, 1).
-        let expected = 0.5 * 1.5 * (2.0 * 0.375 + 0.25 + 1.0f32);
+        // f = 3 / (2 * 2) * (2, 1, 1); mean gates (0.375, 0.25, 1).
+        let expected = 0.5 * 0.75 * (2.0 * 0.375 + 0.25 + 1.0f32);
         let grads = loss.backward();
         loss.into_data().assert_approx_eq::<f32>(&[expected].into(), Tolerance::relative(TOLERANCE));
         let grad = tokens.grad(&grads).expect("tracked").into_data();
-        let expected = [[0.75, 0.0, 0.375], [0.75, 0.375, 0.0f32]];
+        let expected = [[0.375, 0.0, 0.1875], [0.375, 0.1875, 0.0f32]];
         grad.assert_approx_eq::<f32>(&expected.into(), Tolerance::relative(TOLERANCE));
     }
 

@@ -1,12 +1,4 @@
-//! Sigmoid scores, selection bias and groups: DeepSeek-V3's auxiliary-loss-free balance
-//! ([DeepSeek-AI, 2024](https://arxiv.org/abs/2412.19437), eq. 12 to 16; [Wang et al., 2024](https://arxiv.org/abs/2408.15664)).
-//!
-//! `s_te = sigmoid(x_t w_e)`. The `K` experts with the largest `s_te + b_e` are chosen; a gate is `s_te` without the bias, divided by
-//! the sum over the chosen if `normalize_gates`, times `scale`. After a step [`absorb`](SigmoidRouter::absorb) moves the bias of
-//! every expert by `rate` towards an even load.
-//!
-//! With groups (of `E / groups` experts that lie side by side), a token first chooses the `top_groups` of them whose two best
-//! experts have the largest sum of biased scores, then its experts among theirs.
+//! Sigmoid scores, selection bias and groups.
 
 use burn::config::Config;
 use burn::module::{Module, Param, ParamId};
@@ -78,7 +70,16 @@ impl SigmoidOptions {
     }
 }
 
-/// Chooses by biased sigmoid scores. Created by [`RouterConfig`].
+/// Chooses by biased sigmoid scores: DeepSeek-V3's balance without an auxiliary loss
+/// ([DeepSeek-AI, 2024](https://arxiv.org/abs/2412.19437), eq. 12 to 16; [Wang et al., 2024](https://arxiv.org/abs/2408.15664)).
+/// Created by [`RouterConfig`].
+///
+/// `s_te = sigmoid(x_t w_e)`. The `K` experts with the largest `s_te + b_e` are chosen; a gate is `s_te` without the bias, divided by
+/// the sum over the chosen if `normalize_gates`, times `scale`. After a step [`absorb`](Self::absorb) moves the bias of every expert by
+/// `rate` towards an even load.
+///
+/// With groups (of `E / groups` experts that lie side by side), a token first chooses the `top_groups` of them whose two best
+/// experts have the largest sum of biased scores, then its experts among theirs.
 #[derive(Module, Debug)]
 pub struct SigmoidRouter<B: Backend> {
     /// `[D, E]`.
@@ -227,6 +228,18 @@ mod tests {
         let score = |x: f64| 1.0 / (1.0 + (-x).exp());
         assert!(score(5.0) + score(-9.0) < score(0.5) * 2.0 && score(5.0) > score(3.0));
         assert_eq!(experts(&routing), [4, 2, 3]);
+    }
+
+    /// By one of the best experts, by all three or without the bias, the second group would win.
+    #[test]
+    fn a_group_is_worth_its_two_best_biased_scores() {
+        let mut router = identity(6, 2, SigmoidOptions::new().with_groups(2), false);
+        set_bias(&mut router, &[0.3, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        let scores = [[0.4, 0.6, 0.05, 0.8, 0.4, 0.4f32]];
+        let logits = scores.map(|row| row.map(|score| (score / (1.0 - score)).ln()));
+        let routing = router.forward(Tensor::from_data(logits, &Default::default()));
+        assert_eq!(experts(&routing), [0, 1]);
+        routing.gates.into_data().assert_approx_eq::<f32>(&[[0.4, 0.6]].into(), Tolerance::relative(TOLERANCE));
     }
 
     #[test]

@@ -1,9 +1,4 @@
-//! Sinkhorn routing: a balanced assignment while training
-//! (S-BASE, [Clark et al., 2022](https://arxiv.org/abs/2202.01169), section 3.1; Megatron-LM).
-//!
-//! A training pass scales the rows and columns of `exp(logits)` in turn until every token has mass `1 / T` and every expert
-//! `1 / E`, and chooses the `K` experts of a token with the most of it; nothing is learned through that. Other passes choose by the
-//! logits. Gates are the sigmoid of the logit for `K = 1`, the softmax over all experts otherwise, as in Megatron-LM.
+//! Sinkhorn routing: a balanced assignment while training.
 
 use burn::config::Config;
 use burn::module::{Module, Param};
@@ -26,7 +21,12 @@ pub struct SinkhornOptions {
     pub iterations: usize,
 }
 
-/// Balances a training batch by Sinkhorn's iteration. Created by [`RouterConfig`].
+/// Balances a training batch by Sinkhorn's iteration (S-BASE, [Clark et al., 2022](https://arxiv.org/abs/2202.01169), section 3.1;
+/// Megatron-LM). Created by [`RouterConfig`].
+///
+/// A training pass scales the rows and columns of `exp(logits)` in turn until every token has mass `1 / T` and every expert
+/// `1 / E`, and chooses the `K` experts of a token with the most of it; nothing is learned through that. Other passes choose by the
+/// logits. Gates are the sigmoid of the logit for `K = 1`, the softmax over all experts otherwise, as in Megatron-LM.
 #[derive(Module, Debug)]
 pub struct SinkhornRouter<B: Backend> {
     /// `[D, E]`.
@@ -91,8 +91,13 @@ impl<B: Backend> SinkhornRouter<B> {
 /// # Shapes
 ///
 /// - logits: `[T, E]`, a constant: the choice has no gradient
+///
+/// # Panics
+///
+/// Panics when there are no tokens or no experts.
 pub fn sinkhorn<B: MoeBackend>(logits: Tensor<B, 2>, iterations: usize) -> Tensor<B, 2> {
     let [tokens, experts] = logits.dims();
+    assert!(tokens > 0 && experts > 0, "sinkhorn: logits [T, E] must not be empty, got [{tokens}, {experts}]");
     // The largest of a row only changes its scale.
     let mass = (logits.clone() - top_k(logits, 1).0).exp();
     let mut columns = Tensor::<B, 2>::ones([1, experts], (&mass.device(), mass.dtype()));
@@ -134,6 +139,18 @@ mod tests {
         for (found, expected) in mass.into_data().to_vec::<f32>().expect("f32").into_iter().zip(expected) {
             assert!((found - expected).abs() < TOLERANCE, "{found} instead of {expected}");
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "sinkhorn: logits [T, E] must not be empty, got [2, 0]")]
+    fn no_experts_panic() {
+        sinkhorn(Tensor::<Flex, 2>::zeros([2, 0], &Default::default()), 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "sinkhorn: logits [T, E] must not be empty, got [0, 2]")]
+    fn no_tokens_panic() {
+        sinkhorn(Tensor::<Flex, 2>::zeros([0, 2], &Default::default()), 1);
     }
 
     #[test]

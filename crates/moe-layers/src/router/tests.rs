@@ -114,16 +114,17 @@ fn a_load_loss_without_noise_panics() {
     MoeConfig::new(8, 4, 4, 2).with_load_coef(0.1).init::<Flex>(&Default::default());
 }
 
-/// Two sequences of two tokens by hand: each has `2 * (f P)` summed over two experts.
+/// Two sequences of two tokens by hand: each has `3 * (f P)` summed over three experts.
 #[test]
 fn the_balance_of_sequences_matches_a_computation_by_hand() {
     const TOLERANCE: f32 = 1e-6;
     let device = Default::default();
-    let probs = Tensor::<Flex, 2>::from_data([[0.9, 0.1], [0.7, 0.3], [0.6, 0.4], [0.2, 0.8]], &device);
-    let (gates, experts) = moe_kernels::top_k(probs.clone(), 1);
+    let probs = [[0.5, 0.3, 0.2], [0.6, 0.1, 0.3], [0.1, 0.2, 0.7], [0.2, 0.3, 0.5]];
+    let probs = Tensor::<Flex, 2>::from_data(probs, &device);
+    let (gates, experts) = moe_kernels::top_k(probs.clone(), 2);
     let routing = Routing::new(probs.zeros_like(), probs, gates, experts);
-    // f = (1, 0), P = (0.8, 0.2); f = (0.5, 0.5), P = (0.4, 0.6).
-    let expected = (2.0 * 0.8 + 2.0 * 0.5) / 2.0;
+    // f = (1/2, 1/4, 1/4), P = (0.55, 0.2, 0.25); f = (0, 1/2, 1/2), P = (0.15, 0.25, 0.6).
+    let expected = 3.0 * (0.275 + 0.05 + 0.0625 + 0.125 + 0.3) / 2.0;
     let found = sequence_balance_loss(&routing, 2).into_scalar();
     assert!((found - expected).abs() < TOLERANCE, "{found} instead of {expected}");
 }

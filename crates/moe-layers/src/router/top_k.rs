@@ -1,7 +1,4 @@
 //! Token-choice top-K routing.
-//!
-//! Each token keeps its `K` best experts ([Shazeer et al., 2017](https://arxiv.org/abs/1701.06538), eq. 3 to 5,
-//! without the noise, with the softmax taken over all experts first).
 
 use burn::config::Config;
 use burn::module::{Initializer, Module, Param};
@@ -48,7 +45,8 @@ impl TopKRouterConfig {
     }
 }
 
-/// Keeps the `K` most probable experts of each token. Created by [`TopKRouterConfig`].
+/// Keeps the `K` most probable experts of each token ([Shazeer et al., 2017](https://arxiv.org/abs/1701.06538), eq. 3 to 5, without the
+/// noise, with the softmax taken over all experts first). Created by [`TopKRouterConfig`].
 #[derive(Module, Debug)]
 pub struct TopKRouter<B: Backend> {
     /// Scores of a token are `x W`: `[D, E]`.

@@ -183,6 +183,58 @@ fn excitation_scales_the_routed_experts_beside_default_vectors_and_nothing_else(
     assert_eq!(parameters(&others), parameters(&plain.model));
 }
 
+/// The record of the expert layer of one excited step.
+fn excited_layer(config: &TrainConfig, model: Lm<AD>) -> LayerRecord {
+    let optim = OptimConfig { excitation: Some(Variant::ZeroSum), ..config.optim.clone() };
+    let trainee = Trainee { model, optim: Optim::<AD>::adamw(&optim) };
+    let settings = StepSettings { lr: 1e-2, clip_norm: 1.0, with_stats: true };
+    let stepped = trainee.step([eight_sequences()].into_iter(), &settings, &Default::default());
+    let (_, mut outcome) = stepped.expect("finite");
+    outcome.layers.remove(0)
+}
+
+fn as_f32(numbers: &[f64]) -> Vec<f32> {
+    numbers.iter().map(|&number| number as f32).collect()
+}
+
+/// Counts over their mean, whoever chooses; all 1 where every expert serves as many tokens.
+#[test]
+fn factors_follow_from_the_counts_under_every_router() {
+    use moe_models::lm::RouterKind::{ExpertChoice, Hash, NoisyTopK, Relu, Sigmoid, Sinkhorn, TopK};
+    for router in [TopK, NoisyTopK, Sigmoid, Sinkhorn, Relu, ExpertChoice, Hash] {
+        let mut config = without_auxiliary_losses();
+        config.model.moe.router = router;
+        let layer = excited_layer(&config, trainee(&config).model);
+        let counts = &layer.stats.expert_counts;
+        let mean = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
+        let expected: Vec<f64> = counts.iter().map(|&count| count as f64 / mean).collect();
+        assert_eq!(layer.factors.len(), 4, "{router:?}");
+        assert_close(&as_f32(&layer.factors), &as_f32(&expected));
+        match router {
+            ExpertChoice => assert_eq!(layer.factors, [1.0; 4]),
+            // Balanced, and by chance perhaps perfectly.
+            Sinkhorn => {}
+            _ => assert!(expected.iter().any(|factor| *factor != 1.0), "{router:?}: a load that tells nothing"),
+        }
+    }
+}
+
+/// What a capacity drops was chosen.
+#[test]
+fn a_capacity_changes_no_factor() {
+    use moe_models::lm::RouterKind::{Hash, Relu, Sigmoid, TopK};
+    for router in [TopK, Sigmoid, Relu, Hash] {
+        let mut config = without_auxiliary_losses();
+        config.model.moe.router = router;
+        let free = trainee(&config).model;
+        config.model.moe.capacity_factor = 0.5;
+        let bounded = trainee(&config).model.load_record(free.clone().into_record());
+        let (free, bounded) = (excited_layer(&config, free), excited_layer(&config, bounded));
+        assert!(bounded.stats.drop_rate > 0.0 && free.stats.drop_rate == 0.0, "{router:?}");
+        assert_eq!(bounded.factors, free.factors, "{router:?}");
+    }
+}
+
 #[test]
 fn a_step_that_is_not_finite_moves_no_default_vector() {
     let start = trainee(&with_default_vectors());
