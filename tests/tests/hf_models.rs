@@ -105,7 +105,8 @@ fn logits_losses_and_gradients_are_those_of_transformers() {
         let bytes = fs::read(golden(case).join("expected.safetensors")).expect("it is committed");
         let expected = SafeTensors::deserialize(&bytes).expect("safetensors");
         let model = load(&golden(case));
-        let worst_logit = assert_within(case, &logits(&model, &expected), (&numbers(&expected, "logits").1, OUTPUT), false);
+        let worst_logit =
+            assert_within(case, &logits(&model, &expected), (&numbers(&expected, "logits").1, OUTPUT), false);
         let LmLoss { total, balance, .. } = model.loss(tokens(&expected, 0), tokens(&expected, 1));
         for (name, found) in [("loss", total.clone()), ("balance", balance)] {
             let what = format!("{case}, {name}");
@@ -246,6 +247,19 @@ fn a_checkpoint_that_is_loaded_and_saved_has_the_same_bits() {
         assert_eq!(before.family(), after.family(), "{case}");
         assert_eq!(before.token_ids(), after.token_ids(), "{case}");
         assert_eq!(same_function(&before), same_function(&after), "{case}");
+    }
+}
+
+/// As `transformers` 5 has experts in memory: the same model, and exported as one with a tensor for each matrix.
+#[test]
+fn experts_that_share_tensors_are_those_with_their_own() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    for case in ["mixtral", "olmoe-normalised-sharded", "qwen3-moe"] {
+        let fused = format!("{case}-fused");
+        assert!(all_tensors(&golden(&fused)).iter().any(|tensor| tensor.0.ends_with("experts.gate_up_proj")));
+        let dir = place.path().join(&fused);
+        save_again(&fused, &dir);
+        assert!(all_tensors(&golden(case)) == all_tensors(&dir), "{fused}");
     }
 }
 

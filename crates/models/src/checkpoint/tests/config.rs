@@ -270,7 +270,8 @@ fn the_token_for_padding_is_of_the_model_too() {
     }
     let refused = pad(Some(3)).expect_err("they differ").to_string();
     assert!(refused.contains("padding_id is 4") && refused.contains("padding 3"), "{refused}");
-    let (_, written) = write(&small(Family::Olmoe), &TokenIds { pad: Some(3), ..TokenIds::default() }, WeightDtype::F32)
-        .expect("only a tokenizer has it");
+    let (_, written) =
+        write(&small(Family::Olmoe), &TokenIds { pad: Some(3), ..TokenIds::default() }, WeightDtype::F32)
+            .expect("only a tokenizer has it");
     assert_eq!(written["pad_token_id"], json!(3));
 }
