@@ -16,8 +16,18 @@ use moe_models::lm::{Lm, LmLoss};
 use moe_tests::{Flex, host};
 use safetensors::SafeTensors;
 
-const CASES: [&str; 6] =
-    ["mixtral", "mixtral-bf16", "olmoe", "olmoe-normalised-sharded", "qwen3-moe", "qwen3-moe-sparse-step"];
+const CASES: [&str; 10] = [
+    "mixtral",
+    "mixtral-bf16",
+    "mixtral-long",
+    "olmoe",
+    "olmoe-f16",
+    "olmoe-normalised-sharded",
+    "olmoe-padding",
+    "qwen3-moe",
+    "qwen3-moe-padding-tied",
+    "qwen3-moe-sparse-step",
+];
 
 /// Of a logit or a loss, absolute: logits are a few units large, and both sides compute in f32.
 const OUTPUT: f64 = 1e-5;
@@ -56,6 +66,13 @@ fn tokens(file: &SafeTensors<'_>, from: usize) -> Tensor<Flex, 2, Int> {
     Tensor::<Flex, 2, Int>::from_data(data, &Default::default()).slice([0..shape[0], from..from + shape[1] - 1])
 }
 
+/// Logits of as many of the last positions as are expected.
+fn logits(model: &Lm<Flex>, expected: &SafeTensors<'_>) -> Vec<f64> {
+    let logits = model.forward(tokens(expected, 0)).logits;
+    let ([batch, len, vocab], kept) = (logits.dims(), numbers(expected, "logits").0[1]);
+    host(logits.slice([0..batch, len - kept..len, 0..vocab]))
+}
+
 /// The largest difference, relative to the largest expected number where `relative`.
 fn error(found: &[f64], expected: &[f64], relative: bool) -> f64 {
     assert_eq!(found.len(), expected.len());
@@ -88,8 +105,8 @@ fn logits_losses_and_gradients_are_those_of_transformers() {
         let bytes = fs::read(golden(case).join("expected.safetensors")).expect("it is committed");
         let expected = SafeTensors::deserialize(&bytes).expect("safetensors");
         let model = load(&golden(case));
-        let logits = host(model.forward(tokens(&expected, 0)).logits);
-        let logits = assert_within(case, &logits, (&numbers(&expected, "logits").1, OUTPUT), false);
+        let worst_logit =
+            assert_within(case, &logits(&model, &expected), (&numbers(&expected, "logits").1, OUTPUT), false);
         let LmLoss { total, balance, .. } = model.loss(tokens(&expected, 0), tokens(&expected, 1));
         for (name, found) in [("loss", total.clone()), ("balance", balance)] {
             let what = format!("{case}, {name}");
@@ -97,7 +114,7 @@ fn logits_losses_and_gradients_are_those_of_transformers() {
         }
         let gradients = total.backward();
         let worst = compare_gradients(case, model.map(&mut ToGradients(&gradients)), &expected);
-        println!("{case:26} logits {logits:.1e}   gradients {worst:.1e}");
+        println!("{case:26} logits {worst_logit:.1e}   gradients {worst:.1e}");
     }
 }
 
@@ -115,6 +132,23 @@ fn compare_gradients(case: &str, gradients: Lm<Flex>, expected: &SafeTensors<'_>
         assert_within(&format!("{case}, gradient of {name}"), &found, (&expected, GRADIENT), true)
     };
     found.names().iter().map(compare).fold(0.0, f64::max)
+}
+
+/// A row that is an input and never predicted learns nothing, and one that is tied to the output learns from there.
+#[test]
+fn padding_is_among_the_inputs_of_its_cases() {
+    for case in CASES {
+        let bytes = fs::read(golden(case).join("expected.safetensors")).expect("it is committed");
+        let expected = SafeTensors::deserialize(&bytes).expect("safetensors");
+        let padding = load(&golden(case)).config().padding_id;
+        assert_eq!(padding.is_some(), case.contains("padding"), "{case}");
+        if let Some(id) = padding {
+            assert!(host(tokens(&expected, 0).float()).contains(&(id as f64)), "{case}");
+            let (shape, gradient) = numbers(&expected, "grad.model.embed_tokens.weight");
+            let row = &gradient[id * shape[1]..][..shape[1]];
+            assert_eq!(row.iter().any(|&number| number != 0.0), case.ends_with("tied"), "{case}");
+        }
+    }
 }
 
 #[test]
@@ -167,8 +201,7 @@ fn scaled_rotary_positions_are_among_the_cases() {
         fs::write(&config, fields.to_string()).expect("writable");
         let bytes = fs::read(golden(case).join("expected.safetensors")).expect("it is committed");
         let expected = SafeTensors::deserialize(&bytes).expect("safetensors");
-        let logits = host(load(place.path()).forward(tokens(&expected, 0)).logits);
-        let error = error(&logits, &numbers(&expected, "logits").1, false);
+        let error = error(&logits(&load(place.path()), &expected), &numbers(&expected, "logits").1, false);
         assert_eq!(error > 1000.0 * OUTPUT, scaled.contains(&case), "{case}: {error:e}");
     }
 }
@@ -217,6 +250,19 @@ fn a_checkpoint_that_is_loaded_and_saved_has_the_same_bits() {
     }
 }
 
+/// As `transformers` 5 has experts in memory: the same model, and exported as one with a tensor for each matrix.
+#[test]
+fn experts_that_share_tensors_are_those_with_their_own() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    for case in ["mixtral", "olmoe-normalised-sharded", "qwen3-moe"] {
+        let fused = format!("{case}-fused");
+        assert!(all_tensors(&golden(&fused)).iter().any(|tensor| tensor.0.ends_with("experts.gate_up_proj")));
+        let dir = place.path().join(&fused);
+        save_again(&fused, &dir);
+        assert!(all_tensors(&golden(case)) == all_tensors(&dir), "{fused}");
+    }
+}
+
 /// The configuration with what is merely another spelling made the same.
 fn same_function(checkpoint: &HfCheckpoint) -> moe_models::lm::LmConfig {
     let mut config = checkpoint.config().clone();
@@ -230,8 +276,8 @@ fn the_cases_are_of_every_family_and_dtype_their_names_say() {
         let checkpoint = HfCheckpoint::open(golden(case)).expect("it is committed");
         let family = Family::ALL.into_iter().find(|family| case.starts_with(&family.model_type().replace('_', "-")));
         assert_eq!(Some(checkpoint.family()), family, "{case}");
-        let bf16 = case.ends_with("bf16");
-        assert_eq!(checkpoint.dtype(), if bf16 { WeightDtype::Bf16 } else { WeightDtype::F32 }, "{case}");
+        let dtype = case.rsplit('-').find_map(|word| word.parse().ok()).unwrap_or(WeightDtype::F32);
+        assert_eq!(checkpoint.dtype(), dtype, "{case}");
         assert_eq!(golden(case).join("model.safetensors.index.json").exists(), case.ends_with("sharded"), "{case}");
     }
 }

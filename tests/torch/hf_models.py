@@ -1,19 +1,22 @@
 """Tiny models of the transformers library with their outputs and gradients: the oracle of tests/tests/hf_models.rs.
 
-    python tests/torch/hf_models.py write           # tests/golden/hf/NAME: a checkpoint and expected.safetensors
+    python tests/torch/hf_models.py write [NAME ..] # tests/golden/hf/NAME: a checkpoint and expected.safetensors
     cargo test -p moe-tests --test hf_models -- --ignored export
     python tests/torch/hf_models.py check           # transformers loads what that wrote to target/hf-export/NAME
 
-`write` needs transformers 5 and takes seconds; the weights are random, so it changes every file. expected.safetensors
-has the tokens [B, S + 1], the logits [B, S, V], the loss that transformers minimises (cross entropy and its auxiliary
-loss with its coefficient), the auxiliary loss without it, and the gradient of every tensor of the checkpoint under its
-name.
+`write` needs transformers 5 and takes seconds. Weights and tokens are drawn from one generator, case after case, also
+for those that are not written: a new case goes to the end and leaves the others as they are. expected.safetensors has
+the tokens [B, S + 1], the logits [B, S, V] (of a long case those of the last positions only), the loss that transformers
+minimises (cross entropy and its auxiliary loss with its coefficient), the auxiliary loss without it, and the gradient of
+every tensor of the checkpoint under its name. A fused case is another one as transformers 5 holds it in memory: the
+matrices of all experts in one tensor. It has the same weights, and nothing expected of its own.
 """
 
 import copy
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -124,10 +127,61 @@ CASES = {
         decoder_sparse_step=2,
         rms_norm_eps=1e-3,
     ),
+    "olmoe-padding": OlmoeConfig(
+        **{**COMMON, "pad_token_id": 1},
+        hidden_size=8,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=3,
+        num_experts=5,
+        num_experts_per_tok=2,
+    ),
+    "qwen3-moe-padding-tied": Qwen3MoeConfig(
+        **{**COMMON, "pad_token_id": 0},
+        hidden_size=8,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        intermediate_size=6,
+        moe_intermediate_size=3,
+        num_experts=5,
+        num_experts_per_tok=2,
+        tie_word_embeddings=True,
+    ),
+    "olmoe-f16": OlmoeConfig(
+        **COMMON,
+        hidden_size=8,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=3,
+        num_experts=5,
+        num_experts_per_tok=2,
+    ),
+    "mixtral-long": MixtralConfig(
+        **{**COMMON, "max_position_embeddings": 260},
+        hidden_size=12,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=34,
+        intermediate_size=5,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+    ),
 }
 
 SHARDED = {"olmoe-normalised-sharded": "4KB"}
-BF16 = {"mixtral-bf16"}
+DTYPES = {"mixtral-bf16": torch.bfloat16, "olmoe-f16": torch.float16}
+# Batch, length, and of how many of the last positions the logits are kept.
+SHAPES = {"mixtral-long": (1, 257, 4)}
+# Every third token is that for padding.
+PADDED = {"olmoe-padding", "qwen3-moe-padding-tied"}
+# The case whose weights they have.
+FUSED = {
+    "mixtral-fused": "mixtral",
+    "olmoe-normalised-sharded-fused": "olmoe-normalised-sharded",
+    "qwen3-moe-fused": "qwen3-moe",
+}
 # Its router keeps every token of layer 0 away from the last expert.
 UNCHOSEN = {"qwen3-moe"}
 
@@ -181,32 +235,59 @@ def gradients(model, folder):
     return {f"grad.{name}": tensor for name, tensor in tensors.items()}
 
 
-def write_case(name, config):
-    folder = GOLDEN / name
+def draw_tokens(name, config):
+    batch, length, _ = SHAPES.get(name, (BATCH, LENGTH, None))
+    tokens = torch.randint(VOCABULARY, (batch, length + 1))
+    if name in PADDED:
+        tokens[:, ::3] = config.pad_token_id
+    return tokens
+
+
+def write_case(name, config, folder):
     shutil.rmtree(folder, ignore_errors=True)
     model = build(config)
     if name in UNCHOSEN:
         avoid_last_expert(model)
-    if name in BF16:
-        model = model.bfloat16()
-    model.save_pretrained(folder, max_shard_size=SHARDED.get(name, "1GB"))
-    (folder / "generation_config.json").unlink(missing_ok=True)
+    model = model.to(DTYPES.get(name, torch.float32))
+    save(model, folder, max_shard_size=SHARDED.get(name, "1GB"))
     # From the files, so that nothing but the weights was ever rounded.
     model = load(folder)
-    tokens = torch.randint(VOCABULARY, (BATCH, LENGTH + 1))
+    tokens = draw_tokens(name, config)
     output = run(model, tokens)
     output.loss.backward()
     if name in UNCHOSEN:
         chosen = output.router_logits[0].topk(config.num_experts_per_tok).indices
         assert (chosen != config.num_experts - 1).all(), "every token was to avoid the last expert"
+    kept = SHAPES.get(name, (None, None, tokens.shape[1]))[2]
     expected = {
         "tokens": tokens,
-        "logits": output.logits.detach(),
+        "logits": output.logits.detach()[:, -kept:].contiguous(),
         "loss": output.loss.detach().reshape(1),
         "balance": output.aux_loss.detach().reshape(1),
         **gradients(model, folder / "gradients"),
     }
     save_file(expected, folder / "expected.safetensors")
+
+
+def write_fused(name, other):
+    folder = GOLDEN / name
+    shutil.rmtree(folder, ignore_errors=True)
+    save(load(GOLDEN / other), folder, max_shard_size=SHARDED.get(other, "1GB"), save_original_format=False)
+
+
+def save(model, folder, **how):
+    model.save_pretrained(folder, **how)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def write(names):
+    torch.manual_seed(20)
+    for name, config in CASES.items():
+        with tempfile.TemporaryDirectory() as other:
+            write_case(name, config, GOLDEN / name if name in names else Path(other) / name)
+    for name in FUSED.keys() & names:
+        write_fused(name, FUSED[name])
+    write_defaults()
 
 
 def write_defaults():
@@ -219,7 +300,8 @@ def check_case(name):
     expected = load_file(GOLDEN / name / "expected.safetensors")
     with torch.no_grad():
         output = run(load(EXPORT / name), expected["tokens"])
-    error = (output.logits - expected["logits"]).abs().max().item()
+    kept = expected["logits"].shape[1]
+    error = (output.logits[:, -kept:] - expected["logits"]).abs().max().item()
     loss = abs(output.loss.item() - expected["loss"].item())
     files = sorted(path.name for path in (EXPORT / name).iterdir())
     print(f"{name:26} logits differ by {error:.1e}, loss by {loss:.1e}   {', '.join(files)}")
@@ -227,11 +309,8 @@ def check_case(name):
 
 
 def main():
-    if sys.argv[1:] == ["write"]:
-        torch.manual_seed(20)
-        for name, config in CASES.items():
-            write_case(name, config)
-        write_defaults()
+    if sys.argv[1:2] == ["write"]:
+        write(set(sys.argv[2:]) or CASES.keys() | FUSED.keys())
     elif sys.argv[1:] == ["check"]:
         for name in CASES:
             check_case(name)

@@ -51,8 +51,8 @@ pub(super) fn read(fields: Map<String, Value>) -> Result<HfConfig, CheckpointErr
     let mut fields = Fields::new(fields);
     let family = read_family(&mut fields)?;
     refuse_unsupported(&mut fields, family)?;
-    let config = read_model(&mut fields, family)?;
     let token_ids = TokenIds::take(&mut fields, family)?;
+    let config = read_model(&mut fields, family)?.with_padding_id(token_ids.pad.map(|id| id as usize));
     fields.ignore(HARMLESS);
     fields.finish()?;
     config.validate()?;
@@ -213,9 +213,21 @@ pub(super) fn write(
         "router_aux_loss_coef": written_coefficient(&config.moe),
     });
     fields[family.experts_field()] = json!(config.moe.num_experts);
-    token_ids.write(&mut fields);
+    with_padding_of(config, token_ids, family)?.write(&mut fields);
     write_family(&mut fields, family, config);
     Ok((family, fields))
+}
+
+/// The special tokens, of which that for padding is the model's where it has one.
+fn with_padding_of(config: &LmConfig, token_ids: &TokenIds, family: Family) -> Result<TokenIds, CheckpointError> {
+    let id = config.padding_id.map(|id| u32::try_from(id).expect("a vocabulary is far smaller"));
+    match (id, token_ids.pad) {
+        (Some(id), Some(pad)) if id != pad => {
+            let reason = format!("padding_id is {id} and the token for padding {pad}; make them equal");
+            Err(CheckpointError::NoEquivalent { family: family.model_type(), reason })
+        }
+        (id, pad) => Ok(TokenIds { pad: id.or(pad), ..token_ids.clone() }),
+    }
 }
 
 /// The weight of the loss that `transformers` has; another definition would need another weight.

@@ -101,22 +101,27 @@ pub enum CheckpointError {
         /// Where it is, or "no shard".
         found: String,
     },
-    /// A tensor that the model needs.
-    #[error("the tensor `{name}` is missing; the weights belong to another config.json, or were saved in part")]
-    MissingTensor {
-        /// Its name.
-        name: String,
-    },
-    /// Fewer tensors than the model has layers and experts.
+    /// Tensors that the model needs.
     #[error(
-        "config.json describes a model of at least {least} tensors, and there are {found}; the weights belong to another \
-         config.json"
+        "the tensor `{name}` is missing{}; the weights belong to another config.json, or were saved in part",
+        and_more(*more)
     )]
-    TooFewTensors {
-        /// What there is.
-        found: usize,
-        /// What the model needs.
-        least: usize,
+    MissingTensor {
+        /// Name of the first.
+        name: String,
+        /// How many are missing beside it, at least.
+        more: usize,
+    },
+    /// Experts with tensors of their own beside experts that share theirs.
+    #[error(
+        "`{fused}` holds matrices of all experts of a layer, `{separate}` one of a single expert; a checkpoint has one of \
+         the two kinds: save it again with `save_pretrained`"
+    )]
+    MixedExperts {
+        /// A tensor of all experts.
+        fused: String,
+        /// A tensor of one.
+        separate: String,
     },
     /// A tensor that the model has no place for.
     #[error(
@@ -167,6 +172,10 @@ pub enum CheckpointError {
         /// The dtype.
         dtype: &'static str,
     },
+}
+
+fn and_more(more: usize) -> String {
+    if more == 0 { String::new() } else { format!(", and at least {more} more") }
 }
 
 impl CheckpointError {

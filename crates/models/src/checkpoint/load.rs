@@ -1,4 +1,4 @@
-//! From a directory to a model, one tensor at a time.
+//! From a directory to a model, a part of one tensor at a time.
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,13 +10,16 @@ use burn::tensor::{DType, Tensor, TensorData};
 use moe_kernels::MoeBackend;
 use serde_json::{Map, Value};
 
-use super::layout::{Parameter, Piece, parameters};
+use super::layout::{ExpertTensors, Parameter, Piece, num_tensors, parameters};
 use super::shards::Shards;
 use super::{CheckpointError, Family, HfConfig, TokenIds, WeightDtype, config};
 use crate::lm::{Lm, LmConfig};
 
 /// Name of the configuration in a checkpoint.
 pub(super) const CONFIG_FILE: &str = "config.json";
+
+/// What is read from a file at once, but one row of a tensor at least.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// What `dir/config.json` describes, without a look at weights.
 ///
@@ -52,8 +55,7 @@ impl HfCheckpoint {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let dir = dir.as_ref();
         let (config, shards) = (read_config(dir)?, Shards::open(dir)?);
-        check_count(&config.model, &shards)?;
-        let parameters = parameters(config.family, &config.model);
+        let parameters = layout(&config, &shards)?;
         let checkpoint = Self { parameters, config, shards };
         checkpoint.check()?;
         Ok(checkpoint)
@@ -74,10 +76,11 @@ impl HfCheckpoint {
         &self.config.token_ids
     }
 
-    /// The dtype of its weights; the widest where they differ.
+    /// The dtype of its weights; where they differ, f32, which holds the numbers of all.
     pub fn dtype(&self) -> WeightDtype {
-        let dtypes = self.shards.names().filter_map(|name| WeightDtype::of(self.shards.info(name)?.dtype));
-        dtypes.max_by_key(|dtype| (dtype.size(), *dtype == WeightDtype::F16)).unwrap_or_default()
+        let mut dtypes = self.shards.names().filter_map(|name| WeightDtype::of(self.shards.info(name)?.dtype));
+        let first = dtypes.next().unwrap_or_default();
+        if dtypes.all(|dtype| dtype == first) { first } else { WeightDtype::F32 }
     }
 
     /// The same weights for `model`: with other losses, for instance, or a longer `max_seq_len`.
@@ -87,16 +90,17 @@ impl HfCheckpoint {
     /// [`CheckpointError::NoEquivalent`] or an error of a tensor when such a model has other parameters.
     pub fn with_config(self, model: LmConfig) -> Result<Self, CheckpointError> {
         config::refuse_inexpressible(&model, self.config.family)?;
-        check_count(&model, &self.shards)?;
-        let parameters = parameters(self.config.family, &model);
-        let checkpoint = Self { parameters, config: HfConfig { model, ..self.config }, ..self };
+        let config = HfConfig { model, ..self.config };
+        let parameters = layout(&config, &self.shards)?;
+        let checkpoint = Self { parameters, config, ..self };
         checkpoint.check()?;
         Ok(checkpoint)
     }
 
     /// The model with its weights on `device`, in f32.
     ///
-    /// Beside the model itself, no more is in memory than one parameter and one tensor of the checkpoint.
+    /// Beside the model itself, no more is in memory than the numbers of one parameter (all experts of a layer are one) and
+    /// what is read at once, 1 MiB of a file or one row of a tensor, with its numbers in f32.
     ///
     /// # Errors
     ///
@@ -121,23 +125,41 @@ impl HfCheckpoint {
     }
 
     fn check_piece(&self, piece: &Piece) -> Result<(), CheckpointError> {
-        let name = || piece.name.clone();
-        let info = self.shards.info(&piece.name).ok_or_else(|| CheckpointError::MissingTensor { name: name() })?;
+        let name = piece.name.clone();
+        let info = self.shards.info(&name).expect("there are as many tensors as the model has, and none is unknown");
         if info.shape != piece.shape {
-            let (found, expected) = (info.shape.clone(), piece.shape.clone());
-            return Err(CheckpointError::Shape { name: name(), found, expected });
+            return Err(CheckpointError::Shape { name, found: info.shape.clone(), expected: piece.shape.clone() });
         }
         match WeightDtype::of(info.dtype) {
             Some(_) => Ok(()),
-            None => Err(CheckpointError::Dtype { name: name(), found: format!("{:?}", info.dtype) }),
+            None => Err(CheckpointError::Dtype { name, found: format!("{:?}", info.dtype) }),
         }
     }
 }
 
-/// Finds out before every tensor has a name in memory whether there can be enough of them.
-fn check_count(model: &LmConfig, shards: &Shards) -> Result<(), CheckpointError> {
-    let (found, least) = (shards.names().count(), model.num_layers + model.num_moe_layers() * model.moe.num_experts);
-    if found < least { Err(CheckpointError::TooFewTensors { found, least }) } else { Ok(()) }
+/// The parameters of a model that `shards` may have the tensors of. Their number is looked at before every expert has a
+/// name in memory.
+fn layout(config: &HfConfig, shards: &Shards) -> Result<Vec<Parameter>, CheckpointError> {
+    let tensors = ExpertTensors::of(shards.names())?;
+    check_count(config, tensors, shards)?;
+    Ok(parameters(config.family, &config.model, tensors).collect())
+}
+
+/// # Errors
+///
+/// [`CheckpointError::MissingTensor`] when there are fewer tensors than the model has.
+fn check_count(config: &HfConfig, tensors: ExpertTensors, shards: &Shards) -> Result<(), CheckpointError> {
+    let (found, needed) = (shards.names().count(), num_tensors(&config.model, tensors));
+    if found >= needed {
+        return Ok(());
+    }
+    let mut few = config.model.clone();
+    // So many experts have more tensors than there are.
+    few.moe.num_experts = few.moe.num_experts.min(found + 1);
+    let mut pieces = parameters(config.family, &few, tensors).flat_map(|parameter| parameter.pieces);
+    let first = pieces.find(|piece| shards.info(&piece.name).is_none());
+    let name = first.expect("the model has more tensors than there are").name;
+    Err(CheckpointError::MissingTensor { name, more: needed - found - 1 })
 }
 
 /// Puts the numbers of a checkpoint into the parameters of a model.
@@ -156,11 +178,23 @@ impl<B: Backend> Fill<'_, B> {
     fn values(&self, parameter: &Parameter) -> Result<Vec<f32>, CheckpointError> {
         let mut values = vec![0.0; parameter.len];
         for piece in &parameter.pieces {
-            let dtype = self.shards.info(&piece.name).and_then(|info| WeightDtype::of(info.dtype));
-            let dtype = dtype.expect("the checkpoint was checked when it was opened");
-            piece.scatter(&dtype.decode(&self.shards.read(&piece.name)?), &mut values[piece.block()]);
+            self.read(piece, &mut values[piece.block()])?;
         }
         Ok(values)
+    }
+
+    /// Reads a tensor into its block, some rows at a time.
+    fn read(&self, piece: &Piece, block: &mut [f32]) -> Result<(), CheckpointError> {
+        let dtype = self.shards.info(&piece.name).and_then(|info| WeightDtype::of(info.dtype));
+        let dtype = dtype.expect("the checkpoint was checked when it was opened");
+        let row_bytes = piece.len() / piece.rows() * dtype.size();
+        let at_once = (CHUNK_BYTES / row_bytes).max(1);
+        for start in (0..piece.rows()).step_by(at_once) {
+            let rows = start..piece.rows().min(start + at_once);
+            let bytes = self.shards.read(&piece.name, start * row_bytes, rows.len() * row_bytes)?;
+            piece.scatter(rows, &dtype.decode(&bytes), block);
+        }
+        Ok(())
     }
 }
 

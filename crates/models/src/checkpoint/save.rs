@@ -11,7 +11,7 @@ use moe_kernels::MoeBackend;
 use safetensors::tensor::{SafeTensorError, View, serialize_to_file};
 use serde_json::{Value, json};
 
-use super::layout::{Parameter, parameters};
+use super::layout::{ExpertTensors, Parameter, parameters};
 use super::load::CONFIG_FILE;
 use super::shards::{INDEX_FILE, SINGLE_FILE};
 use super::weights::{Weights, by_path};
@@ -82,13 +82,14 @@ impl HfExport {
     pub fn save<B: MoeBackend>(&self, model: &Lm<B>, dir: impl AsRef<Path>) -> Result<(), CheckpointError> {
         let dir = dir.as_ref();
         let (family, config) = config::write(model.config(), &self.token_ids, self.dtype)?;
+        let layout: Vec<_> = parameters(family, model.config(), ExpertTensors::Separate).collect();
         refuse_used(dir)?;
         let temporary = hidden_sibling(dir)?;
         remove(&temporary)?;
         fs::create_dir_all(&temporary).map_err(CheckpointError::io("create", &temporary))?;
         write_json(&temporary.join(CONFIG_FILE), &config)
             .and_then(|()| self.copy_files(&temporary))
-            .and_then(|()| self.write_weights(model, &parameters(family, model.config()), &temporary))
+            .and_then(|()| self.write_weights(model, &layout, &temporary))
             .and_then(|()| put_in_place(&temporary, dir))
             // Best effort: what failed stays as if it had not been tried.
             .inspect_err(|_| drop(fs::remove_dir_all(&temporary)))

@@ -1,4 +1,4 @@
-//! The files of safetensors in a directory: what is in them, and one tensor at a time.
+//! The files of safetensors in a directory: what is in them, and a part of one tensor at a time.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -103,7 +103,7 @@ impl Shards {
     }
 
     /// Names of all tensors.
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.tensors.keys().map(String::as_str)
     }
 
@@ -112,12 +112,12 @@ impl Shards {
         self.shards[*self.tensors.get(name)?].header.info(name)
     }
 
-    /// The bytes of a tensor that is there.
-    pub(super) fn read(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
+    /// So many bytes of a tensor that has them, from the byte `from` on.
+    pub(super) fn read(&self, name: &str, from: usize, len: usize) -> Result<Vec<u8>, CheckpointError> {
         let shard = &self.shards[self.tensors[name]];
         let info = shard.header.info(name).expect("the map of tensors comes from the headers");
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end - start];
+        let start = info.data_offsets.0 + from;
+        let mut bytes = vec![0; len];
         let mut file = &shard.file;
         file.seek(SeekFrom::Start(shard.data + start as u64))
             .and_then(|_| file.read_exact(&mut bytes))

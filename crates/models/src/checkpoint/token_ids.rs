@@ -1,4 +1,5 @@
-//! Tokens with a part in generation: not of the model, but lost if nobody passes them on.
+//! Tokens with a part in generation: lost if nobody passes them on. Of the model is only the padding token, whose row of
+//! the embedding learns nothing from inputs.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -7,7 +8,8 @@ use super::CheckpointError;
 use super::family::Family;
 use super::fields::Fields;
 
-/// Tokens that begin, end and fill a sequence. Nothing here looks at them; the default are none.
+/// Tokens that begin, end and fill a sequence; the default are none. What a model does with its padding token is
+/// [`LmConfig::padding_id`](crate::lm::LmConfig::padding_id).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenIds {
     /// Before a text.

@@ -53,6 +53,9 @@ pub struct LmConfig {
     /// Whether the output matrix is the embedding.
     #[config(default = true)]
     pub tie_embeddings: bool,
+    /// The token whose row of the embedding learns nothing from where the token is an input; it is embedded like any
+    /// other, and predicting it still moves a tied row. `None`: there is none.
+    pub padding_id: Option<usize>,
     /// Which layers have experts.
     #[config(default = "MoeLayers::AllButFirst")]
     pub moe_layers: MoeLayers,
@@ -297,11 +300,13 @@ mod tests {
     }
 
     #[test]
-    fn a_config_from_before_scaled_positions_is_one_without_them() {
+    fn a_config_from_before_scaled_positions_and_padding_is_one_without_them() {
         let json = burn::config::config_to_json(&LmConfig::tiny());
         let mut tree: serde_json::Value = serde_json::from_str(&json).expect("JSON");
-        tree.as_object_mut().expect("a table").remove("rope_scaling").expect("it was written");
-        assert_eq!(serde_json::from_value::<LmConfig>(tree).expect("the field is optional"), LmConfig::tiny());
+        for field in ["rope_scaling", "padding_id"] {
+            tree.as_object_mut().expect("a table").remove(field).expect("it was written");
+        }
+        assert_eq!(serde_json::from_value::<LmConfig>(tree).expect("the fields are optional"), LmConfig::tiny());
     }
 
     #[test]

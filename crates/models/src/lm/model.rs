@@ -176,8 +176,19 @@ impl<B: MoeBackend> Lm<B> {
     /// `[B, S]` to `[B * S, D]`.
     fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         let [batch, len] = tokens.dims();
-        let x = embedding(self.embedding.val(), tokens).cast(self.dtype);
-        x.reshape([batch * len, self.config.d_model])
+        let x = self.without_padding_gradient(embedding(self.embedding.val(), tokens.clone()), tokens);
+        x.cast(self.dtype).reshape([batch * len, self.config.d_model])
+    }
+
+    /// The same numbers `[B, S, D]`, through which nothing flows back to the row of the padding token.
+    fn without_padding_gradient(&self, x: Tensor<B, 3>, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        match self.config.padding_id.filter(|_| B::ad_enabled(&x.device())) {
+            Some(id) => {
+                let padding = tokens.equal_elem(id as i64).unsqueeze_dim::<3>(2).expand(x.shape());
+                x.clone().mask_where(padding, x.detach())
+            }
+            None => x,
+        }
     }
 
     /// `[T, D]` to `[T, V]`, f32.

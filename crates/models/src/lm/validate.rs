@@ -50,6 +50,14 @@ pub enum LmConfigError {
         /// Number of query heads.
         num_heads: usize,
     },
+    /// A padding token that is no token.
+    #[error("padding_id = {padding_id} is not below vocab_size = {vocab_size}; choose a token, or leave it out")]
+    NoSuchPadding {
+        /// The padding token.
+        padding_id: usize,
+        /// Number of tokens.
+        vocab_size: usize,
+    },
     /// Rotary positions rotate pairs.
     #[error("head_dim = {head_dim} is odd, but rotary positions rotate pairs; choose an even head_dim")]
     OddHeadDim {
@@ -115,12 +123,13 @@ const LOOKS_AHEAD: &str = "moe.router = \"expert-choice\" in a causal model: whi
 impl LmConfig {
     /// # Errors
     ///
-    /// Returns the first contradiction found: a size of 0, heads that do not divide, an odd head width, more experts
+    /// Returns the first contradiction found: a size of 0, a padding token beyond the vocabulary, heads that do not divide, an odd head width, more experts
     /// per token than experts, a gate of no shared experts, a placement of experts without a layer, a number out of its
     /// range. The `moe` table is
     /// not looked at when `moe_layers` is `"none"`.
     pub fn validate(&self) -> Result<(), LmConfigError> {
         self.validate_sizes()?;
+        self.validate_padding()?;
         self.validate_heads()?;
         self.validate_numbers()?;
         if self.moe_layers == MoeLayers::None {
@@ -199,6 +208,16 @@ impl LmConfig {
             return Err(LmConfigError::TooLarge { field, value, most: limits::PARAMETERS });
         }
         Ok(())
+    }
+
+    fn validate_padding(&self) -> Result<(), LmConfigError> {
+        let vocab_size = self.vocab_size;
+        match self.padding_id {
+            Some(padding_id) if padding_id >= vocab_size => {
+                Err(LmConfigError::NoSuchPadding { padding_id, vocab_size })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn validate_heads(&self) -> Result<(), LmConfigError> {
@@ -327,6 +346,14 @@ mod tests {
         let mut config = LmConfig::tiny();
         (config.num_heads, config.head_dim) = (3, Some(16));
         assert_eq!(config.validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_padding_token_must_be_one_of_the_vocabulary() {
+        let vocab_size = LmConfig::tiny().vocab_size;
+        assert_eq!(LmConfig::tiny().with_padding_id(Some(vocab_size - 1)).validate(), Ok(()));
+        let refused = error(|c| c.padding_id = Some(vocab_size));
+        assert_eq!(refused, LmConfigError::NoSuchPadding { padding_id: vocab_size, vocab_size });
     }
 
     #[test]

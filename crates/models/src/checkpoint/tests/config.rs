@@ -255,3 +255,23 @@ fn special_tokens_pass_and_missing_ones_are_those_of_the_family() {
     let refused = with(Family::Mixtral, "eos_token_id", json!("end")).expect_err("a text is no token");
     assert!(refused.to_string().contains("`eos_token_id`"));
 }
+
+#[test]
+fn the_token_for_padding_is_of_the_model_too() {
+    let padding = |value: Value| parse(value).expect("a model").padding_id;
+    assert_eq!(padding(json!({"model_type": "olmoe"})), Some(1));
+    assert_eq!(padding(json!({"model_type": "olmoe", "pad_token_id": null})), None);
+    assert_eq!(padding(json!({"model_type": "mixtral", "pad_token_id": 5})), Some(5));
+    let config = small(Family::Olmoe).with_padding_id(Some(4));
+    let pad = |pad| write(&config, &TokenIds { pad, ..TokenIds::default() }, WeightDtype::F32);
+    for same in [None, Some(4)] {
+        let (_, written) = pad(same).expect("they agree");
+        assert_eq!((padding(written.clone()), &written["pad_token_id"]), (Some(4), &json!(4)));
+    }
+    let refused = pad(Some(3)).expect_err("they differ").to_string();
+    assert!(refused.contains("padding_id is 4") && refused.contains("padding 3"), "{refused}");
+    let (_, written) =
+        write(&small(Family::Olmoe), &TokenIds { pad: Some(3), ..TokenIds::default() }, WeightDtype::F32)
+            .expect("only a tokenizer has it");
+    assert_eq!(written["pad_token_id"], json!(3));
+}

@@ -68,8 +68,10 @@ fn weights_serve_a_model_with_other_losses_and_no_other_parameters() {
     assert_eq!(loaded.config(), &config);
     let refused = open().with_config(config.clone().with_qk_norm(QkNorm::None));
     assert!(matches!(refused, Err(CheckpointError::NoEquivalent { .. })));
-    config.moe.num_experts = 4;
-    assert!(matches!(open().with_config(config), Err(CheckpointError::Shape { .. })));
+    let (mut wider, mut more) = (config.clone(), config);
+    (wider.moe.d_hidden, more.moe.num_experts) = (7, 4);
+    assert!(matches!(open().with_config(wider), Err(CheckpointError::Shape { .. })));
+    assert!(matches!(open().with_config(more), Err(CheckpointError::MissingTensor { .. })));
 }
 
 #[test]

@@ -156,6 +156,71 @@ fn tensors_that_are_missing_unknown_or_of_another_shape_or_dtype_are_named() {
 }
 
 #[test]
+fn the_first_of_many_missing_tensors_is_named_with_how_many_more() {
+    let place = Place::whole();
+    place.change_tensors(SINGLE_FILE, |tensors| tensors.retain(|tensor| !tensor.0.contains(".experts.")));
+    let refused = place.refusal();
+    let first = "model.layers.0.mlp.experts.0.gate_proj.weight";
+    assert!(matches!(&refused, CheckpointError::MissingTensor { name, more: 17 } if name == first), "{refused}");
+    assert!(refused.to_string().contains("and at least 17 more"), "{refused}");
+    place.change_json("config.json", |config| config["num_experts"] = json!(i32::MAX));
+    assert!(matches!(place.refusal(), CheckpointError::MissingTensor { name, .. } if name == first));
+}
+
+/// An entry whose numbers are all 0.
+fn zeros(name: &str, shape: &[usize]) -> Entry {
+    (name.into(), Dtype::F32, shape.into(), vec![0; 4 * shape.iter().product::<usize>()])
+}
+
+#[test]
+fn experts_in_tensors_of_both_kinds_are_refused_with_one_of_each() {
+    let place = Place::whole();
+    let fused = "model.layers.1.mlp.experts.down_proj";
+    place.change_tensors(SINGLE_FILE, |tensors| tensors.push(zeros(fused, &[3, 8, 6])));
+    let refused = place.refusal();
+    assert!(matches!(refused, CheckpointError::MixedExperts { .. }), "{refused}");
+    assert!(refused.to_string().contains(fused) && refused.to_string().contains("experts.0."), "{refused}");
+}
+
+#[test]
+fn tensors_of_all_experts_are_missing_or_misshapen_under_their_own_names() {
+    let place = Place::whole();
+    place.change_tensors(SINGLE_FILE, |tensors| {
+        tensors.retain(|tensor| !tensor.0.contains(".experts."));
+        for layer in 0..2 {
+            tensors.push(zeros(&format!("model.layers.{layer}.mlp.experts.gate_up_proj"), &[3, 12, 8]));
+            tensors.push(zeros(&format!("model.layers.{layer}.mlp.experts.down_proj"), &[3, 8, 6]));
+        }
+    });
+    assert!(HfCheckpoint::open(&place.path).is_ok());
+    place.change_json("config.json", |config| config["num_experts"] = json!(4));
+    let refused = place.refusal();
+    assert!(matches!(&refused, CheckpointError::Shape { expected, .. } if expected[0] == 4), "{refused}");
+    let last = "model.layers.1.mlp.experts.down_proj";
+    place.change_tensors(SINGLE_FILE, |tensors| tensors.retain(|tensor| tensor.0 != last));
+    assert!(matches!(place.refusal(), CheckpointError::MissingTensor { name, more: 0 } if name == last));
+}
+
+#[test]
+fn weights_of_both_half_precisions_are_f32() {
+    let place = Place::whole();
+    for (i, dtype) in [WeightDtype::Bf16, WeightDtype::F16].into_iter().enumerate() {
+        place.change_tensors(SINGLE_FILE, |tensors| {
+            for tensor in tensors.iter_mut().skip(i).step_by(2) {
+                *tensor = (
+                    tensor.0.clone(),
+                    dtype.in_file(),
+                    tensor.2.clone(),
+                    dtype.encode(&WeightDtype::F32.decode(&tensor.3)),
+                );
+            }
+        });
+    }
+    let mixed = HfCheckpoint::open(&place.path).expect("both are weights").dtype();
+    assert_eq!(mixed, WeightDtype::F32);
+}
+
+#[test]
 fn an_output_matrix_beside_tied_embeddings_is_unknown() {
     let place = Place::whole();
     place.change_tensors(SINGLE_FILE, |tensors| {
