@@ -209,6 +209,31 @@ mod tests {
         }
     }
 
+    /// Two gates in turn, which a sort that is not stable mixes up. The larger ones fit, of the smaller ones a part.
+    #[test]
+    fn of_equal_gates_among_others_the_earlier_tokens_are_served() {
+        let (device, tokens) = (Default::default(), 200);
+        let gate = |t: usize| if t * t % 7 < 2 { 0.75f32 } else { 0.5 };
+        let (experts, gates) = ((0..tokens).map(|t| t as i64 % 3).collect(), (0..tokens).map(gate).collect());
+        let experts = Tensor::<Flex, 2, Int>::from_data(TensorData::new::<i64, _>(experts, [tokens, 1]), &device);
+        let gates = Tensor::from_data(TensorData::new::<f32, _>(gates, [tokens, 1]), &device);
+        let probs = Tensor::full([tokens, 3], 1.0 / 3.0, &device);
+        let routing = Routing::new(probs.zeros_like(), probs, gates, experts);
+
+        let (mut left, mut expected) = ([34; 3], vec![false; tokens]);
+        for level in [0.75, 0.5] {
+            for t in (0..tokens).filter(|&t| gate(t) == level) {
+                expected[t] = left[t % 3] > 0;
+                left[t % 3] -= i32::from(expected[t]);
+            }
+        }
+        for policy in [DropPolicy::Probability, DropPolicy::BatchPriority] {
+            let capped = Capacity::new(0.5).with_policy(policy).apply(routing.clone(), 1);
+            let gates: Vec<f32> = capped.gates.to_data().to_vec().expect("f32");
+            assert_eq!(gates.iter().map(|&gate| gate > 0.0).collect::<Vec<_>>(), expected, "{policy:?}");
+        }
+    }
+
     #[test]
     fn statistics_show_what_was_dropped() {
         let stats = RoutingStats::from_routing(&Capacity::new(0.75).apply(routing(), 2));
