@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::family::{Defaults, Family};
 use super::fields::Fields;
-use super::{CheckpointError, TokenIds, WeightDtype, rope};
+use super::{CheckpointError, TokenIds, WeightDtype, names, rope};
 use crate::lm::{LmConfig, LmMoeConfig, MoeLayers, NormKind, RouterKind};
 
 /// What `config.json` says.
@@ -55,7 +55,7 @@ pub(super) fn read(fields: Map<String, Value>) -> Result<HfConfig, CheckpointErr
     let config = read_model(&mut fields, family)?.with_padding_id(token_ids.pad.map(|id| id as usize));
     fields.ignore(HARMLESS);
     fields.finish()?;
-    config.validate()?;
+    config.validate().map_err(|error| names::in_config_json(error, family))?;
     Ok(HfConfig { family, model: config, token_ids })
 }
 

@@ -42,6 +42,7 @@ mod family;
 mod fields;
 mod layout;
 mod load;
+mod names;
 mod rope;
 mod save;
 mod shards;

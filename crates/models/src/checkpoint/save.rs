@@ -71,7 +71,7 @@ impl HfExport {
     /// Writes `model` to `dir`, which must not exist or be empty.
     ///
     /// The family is [that](super::Family::of) of its configuration. What `transformers` loads computes the same; training it
-    /// there is another matter: it knows neither the router z-loss nor a balance loss other than its own, so in another
+    /// there is another matter: it knows neither the router z-loss nor the importance loss nor a balance loss other than its own, so in another
     /// [convention](moe_layers::BalanceConvention) `router_aux_loss_coef` becomes 0.
     ///
     /// All is written beside `dir` and renamed at the end: an error leaves nothing behind.

@@ -2,7 +2,10 @@
 //!
 //! Pair `i` of a head of width `A` turns by `w_i = theta^(-2i/A)` per position. Each method lowers some of the `w_i`, so
 //! that a longer sequence turns no further than a short one did.
+//!
+//! In f32, step by step as `transformers` computes them: far into a sequence, the rounding of an angle is what shows.
 
+use std::f32;
 use std::f64::consts::TAU;
 
 use serde::{Deserialize, Serialize};
@@ -87,18 +90,21 @@ impl RopeScaling {
     }
 
     /// The changed frequency of pair `pair`, which was `frequency`.
-    fn scale(&self, pair: usize, frequency: f64, theta: f64, head_dim: usize) -> f64 {
+    fn scale(&self, pair: usize, frequency: f32, theta: f64, head_dim: usize) -> f32 {
         match *self {
-            Self::Linear { factor } => frequency / factor,
+            Self::Linear { factor } => frequency / factor as f32,
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_seq_len } => {
-                let turns = original_max_seq_len as f64 * frequency / TAU;
-                let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
-                (1.0 - kept) * frequency / factor + kept * frequency
+                let wavelength = f32::consts::TAU / frequency;
+                let turns = original_max_seq_len as f32 / wavelength;
+                let range = (high_freq_factor - low_freq_factor) as f32;
+                let kept = ((turns - low_freq_factor as f32) / range).clamp(0.0, 1.0);
+                (1.0 - kept) * frequency / factor as f32 + kept * frequency
             }
             Self::Yarn { factor, .. } => {
                 let [low, high] = self.ramp(theta, head_dim);
-                let divided = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
-                divided * frequency / factor + (1.0 - divided) * frequency
+                let kept = 1.0 - ((pair as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+                let divided = 1.0 / (factor as f32 * wavelength_of(pair, theta, head_dim));
+                divided * (1.0 - kept) + frequency * kept
             }
         }
     }
@@ -143,12 +149,18 @@ impl RopeScaling {
     }
 }
 
+/// `theta^(2i/A)`, the exponent in f32. The power is taken in f64 and rounded, which is at most the last bit away from
+/// PyTorch's.
+fn wavelength_of(pair: usize, theta: f64, head_dim: usize) -> f32 {
+    let exponent = (2 * pair) as f32 / head_dim as f32;
+    f64::from(theta as f32).powf(f64::from(exponent)) as f32
+}
+
 impl LmConfig {
     /// Radians per position of the `A / 2` pairs of a head's channels.
-    pub(crate) fn rotary_frequencies(&self) -> Vec<f64> {
+    pub(crate) fn rotary_frequencies(&self) -> Vec<f32> {
         let (theta, head_dim) = (self.rope_theta, self.head_width());
-        let half = head_dim / 2;
-        let plain = (0..half).map(|pair| (pair, theta.powf(-(pair as f64) / half as f64)));
+        let plain = (0..head_dim / 2).map(|pair| (pair, 1.0 / wavelength_of(pair, theta, head_dim)));
         match &self.rope_scaling {
             None => plain.map(|(_, frequency)| frequency).collect(),
             Some(scaling) => plain.map(|(pair, frequency)| scaling.scale(pair, frequency, theta, head_dim)).collect(),
@@ -165,7 +177,6 @@ impl LmConfig {
 mod tests {
     use super::*;
 
-    /// f64 both sides; the published code computes in f32.
     const TOLERANCE: f64 = 1e-6;
 
     const LLAMA3: RopeScaling =
@@ -177,7 +188,7 @@ mod tests {
 
     fn factors(scaling: RopeScaling) -> Vec<f64> {
         let (plain, scaled) = (config(None).rotary_frequencies(), config(Some(scaling)).rotary_frequencies());
-        plain.iter().zip(&scaled).map(|(plain, scaled)| plain / scaled).collect()
+        plain.iter().zip(&scaled).map(|(plain, scaled)| f64::from(plain / scaled)).collect()
     }
 
     fn assert_close(found: &[f64], expected: &[f64]) {

@@ -2,7 +2,8 @@
 //!
 //! Channel `i` of a head is paired with channel `i + A/2` (the layout of the published checkpoints of Llama's
 //! family; burn's `RotaryEncoding` pairs neighbours), and pair `i` at position `p` turns by `p * theta^(-2i/A)`, unless a
-//! [`RopeScaling`](super::RopeScaling) says otherwise.
+//! [`RopeScaling`](super::RopeScaling) says otherwise. The angle is the product of position and frequency in f32, as in
+//! `transformers`, and has the error of that: published weights were trained with it.
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
@@ -35,8 +36,8 @@ impl<B: Backend> Rotary<B> {
         let (frequencies, amplitude) = (config.rotary_frequencies(), config.rotary_amplitude());
         let table = |f: fn(f64) -> f64| {
             let positions = 0..config.max_seq_len;
-            let angles = positions.flat_map(|position| frequencies.iter().map(move |w| position as f64 * w));
-            let values: Vec<f32> = angles.map(|angle| (amplitude * f(angle)) as f32).collect();
+            let angles = positions.flat_map(|position| frequencies.iter().map(move |w| position as f32 * w));
+            let values: Vec<f32> = angles.map(|angle| f(f64::from(angle)) as f32 * amplitude as f32).collect();
             let shape = [config.max_seq_len, frequencies.len()];
             Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
         };
@@ -73,6 +74,9 @@ mod tests {
     const ABS: f32 = 1e-6;
     const HEAD_DIM: usize = 6;
     const THETA: f64 = 100.0;
+    const LAST_BIT: f32 = 6e-8;
+    /// Position 4095, base 500, heads of 8 channels.
+    const COS_OF_TORCH: [f32; 4] = [-0.065_975_99, 0.460_202_66, 0.604_547_8, 0.515_669_8];
 
     fn tables() -> Rotary<Flex> {
         let config = LmConfig::new(1, HEAD_DIM, 1, 1, 1, 32).with_rope_theta(THETA);
@@ -100,6 +104,15 @@ mod tests {
         assert!((near - far).abs() <= 1e-5 * (1.0 + near.abs()), "{near} against {far}");
         let other_distance = dot(rotate(&query, 5), rotate(&key, 3));
         assert!((near - other_distance).abs() > 1e-3);
+    }
+
+    /// Numbers of PyTorch's, in f32; those of exact angles are up to 6e-5 away.
+    #[test]
+    fn angles_have_the_rounding_of_f32() {
+        let config = LmConfig::new(1, 8, 1, 1, 1, 4096).with_rope_theta(500.0);
+        let cos = Rotary::<Flex>::new(&config, &Default::default()).table(4095, 1).cos.into_data();
+        let expected = TensorData::new(COS_OF_TORCH.to_vec(), [1, 4]);
+        cos.assert_approx_eq::<f32>(&expected, Tolerance::absolute(LAST_BIT));
     }
 
     #[test]

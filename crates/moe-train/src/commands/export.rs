@@ -42,6 +42,10 @@ fn left_out(config: &TrainConfig) -> Vec<&'static str> {
     let other_losses = [
         (other_balance, "transformers has another balance loss: router_aux_loss_coef is 0"),
         (with_experts && moe.z_coef > 0.0, "transformers has no router z-loss: moe.z_coef is left out"),
+        (
+            with_experts && moe.importance_coef > 0.0,
+            "transformers has no importance loss: moe.importance_coef is left out",
+        ),
         (config.data.tokenizer.is_none(), "tokens are bytes: there is no tokenizer.json"),
     ];
     other_losses.into_iter().filter(|(holds, _)| *holds).map(|(_, what)| what).collect()

@@ -204,9 +204,37 @@ fn dense_layers_come_from_a_list_and_a_step() {
 
 #[test]
 fn a_configuration_that_is_no_model_is_refused() {
-    let refused = with(Family::Mixtral, "num_experts_per_tok", json!(9)).expect_err("of 8 experts");
+    let refused = with(Family::Mixtral, "rms_norm_eps", json!(-1.0)).expect_err("below 0");
     assert!(matches!(refused, CheckpointError::Model(_)));
-    assert!(refused.to_string().contains("9"));
+    assert!(refused.to_string().contains("-1"));
+}
+
+#[test]
+fn what_is_no_model_has_the_names_of_config_json() {
+    let original = json!({
+        "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0,
+    });
+    for (family, field, value, text) in [
+        (Family::Mixtral, "num_experts_per_tok", json!(9), "`num_experts_per_tok` = 9"),
+        (Family::Mixtral, "num_experts_per_tok", json!(9), "num_local_experts = 8"),
+        (Family::Olmoe, "num_experts_per_tok", json!(65), " num_experts = 64"),
+        (Family::Olmoe, "num_experts", json!(0), "num_experts is 0"),
+        (Family::Mixtral, "rms_norm_eps", json!(0.0), "rms_norm_eps is 0"),
+        (Family::Mixtral, "hidden_size", json!(0), "hidden_size is 0"),
+        (Family::Olmoe, "hidden_size", json!(2047), "`hidden_size` = 2047"),
+        (Family::Olmoe, "num_attention_heads", json!(0), "num_attention_heads is 0"),
+        (Family::Mixtral, "num_key_value_heads", json!(5), "`num_key_value_heads` = 5"),
+        (Family::Mixtral, "num_hidden_layers", json!(0), "num_hidden_layers is 0"),
+        (Family::Qwen3Moe, "moe_intermediate_size", json!(0), "moe_intermediate_size is 0"),
+        (Family::Mixtral, "max_position_embeddings", json!(1u64 << 40), "max_position_embeddings is"),
+        (Family::Mixtral, "router_aux_loss_coef", json!(-1.0), "router_aux_loss_coef is -1"),
+        (Family::Mixtral, "initializer_range", json!(-1.0), "initializer_range is -1"),
+        (Family::Olmoe, "vocab_size", json!(1), "`pad_token_id` = 1"),
+        (Family::Mixtral, "rope_scaling", original, "rope_scaling.original_max_position_embeddings is 0"),
+    ] {
+        let message = with(family, field, value).expect_err(field).to_string();
+        assert!(message.contains(text) && message.starts_with("config.json: "), "{message}");
+    }
 }
 
 #[test]
