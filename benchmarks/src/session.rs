@@ -44,7 +44,7 @@ impl Session {
 fn use_threads(threads: usize) -> Result<()> {
     // SAFETY: called before anything starts a thread.
     unsafe { std::env::set_var(NDARRAY_THREADS, threads.to_string()) };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build_global();
     pool.map_err(|error| Error::of(format!("cannot start {threads} threads"), error))
 }
 

@@ -330,7 +330,7 @@ pub trait MoeBackend: Backend {
     }
 
     /// Runs `work`, a good deal of ops, with the threads that share it kept awake. See [`with_threads_awake`](crate::with_threads_awake).
-    fn moe_with_threads_awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    fn moe_with_threads_awake<R>(work: impl FnOnce() -> R) -> R {
         work()
     }
 }

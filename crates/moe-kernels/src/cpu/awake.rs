@@ -14,24 +14,21 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// How often a waiting thread pauses before it looks for work again; together about a microsecond.
 const PAUSES: usize = 30;
 
-/// Whether somebody's work is in [`with_threads_awake`]. One at a time: a thread of the pool that waits in the middle of a work takes up
-/// other jobs, and should not take up a second whole work.
+/// Whether somebody's work is in [`with_threads_awake`]: one is enough to keep the threads awake.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// Runs `work` on one of rayon's threads and keeps the others looking for what it splits off.
+/// Runs `work` and keeps the other threads of the pool, which this thread must be one of, looking for what it splits off.
 ///
-/// It runs where it is called when that is a thread of a pool already, or when another thread's work is in here.
-pub(crate) fn with_threads_awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    if rayon::current_thread_index().is_some() {
-        return work();
-    }
+/// Never moves `work` into a pool: as a job it could be taken up by a thread that waits for a part of somebody else's, who may hold a lock
+/// that `work` wants.
+pub(crate) fn with_threads_awake<R>(work: impl FnOnce() -> R) -> R {
+    let Some(own) = rayon::current_thread_index() else { return work() };
     let Some(_turn) = Turn::take() else { return work() };
     let done = AtomicBool::new(false);
-    rayon::scope(|scope| {
-        let own = rayon::current_thread_index();
+    rayon::in_place_scope(|scope| {
         let done = &done;
         scope.spawn_broadcast(move |_, context| {
-            if Some(context.index()) != own {
+            if context.index() != own {
                 look_for_work_until(done, PATIENCE);
             }
         });
@@ -83,21 +80,26 @@ mod tests {
 
     use super::*;
 
+    fn pool(threads: usize) -> rayon::ThreadPool {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started")
+    }
+
     #[test]
-    fn work_runs_on_a_thread_of_the_pool_and_its_value_comes_back() {
-        // Others of these tests may have the turn for a moment.
-        let ran = (0..10_000).any(|_| {
-            std::thread::yield_now();
-            with_threads_awake(rayon::current_thread_index).is_some()
-        });
-        assert!(ran);
+    fn work_stays_on_its_thread() {
+        let here = || with_threads_awake(|| std::thread::current().id());
+        assert_eq!(here(), std::thread::current().id());
+        let (expected, found) = pool(2).install(|| (std::thread::current().id(), here()));
+        assert_eq!(found, expected);
     }
 
     #[test]
     fn works_of_several_threads_and_work_inside_work_end() {
+        let pool = pool(3);
         let sum = |n: u64| with_threads_awake(move || with_threads_awake(move || rayon::join(|| n, || n + 1)));
         std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || (0..50).map(|_| sum(n)).max())).collect();
+            let (pool, sum) = (&pool, &sum);
+            let run = move |n| (0..50).map(|_| if n % 2 == 0 { sum(n) } else { pool.install(|| sum(n)) }).max();
+            let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || run(n))).collect();
             for (n, thread) in (0..).zip(threads) {
                 assert_eq!(thread.join().expect("no panic"), Some((n, n + 1)));
             }
@@ -105,16 +107,17 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_arrives_and_the_turn_is_free_again() {
-        let result = catch_unwind(AssertUnwindSafe(|| with_threads_awake(|| panic!("no"))));
+    fn a_panic_arrives_and_the_threads_go_on() {
+        let pool = pool(2);
+        let panics = || with_threads_awake(|| panic!("no"));
+        let result = catch_unwind(AssertUnwindSafe(|| pool.install(panics)));
         assert_eq!(result.expect_err("it panicked").downcast_ref::<&str>(), Some(&"no"));
-        work_runs_on_a_thread_of_the_pool_and_its_value_comes_back();
+        assert_eq!(pool.install(|| with_threads_awake(|| rayon::join(|| 1, || 2))), (1, 2));
     }
 
     #[test]
     fn a_pool_of_one_thread_has_nobody_to_keep_awake() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
-        assert_eq!(pool.install(|| with_threads_awake(|| rayon::join(|| 1, || 2))), (1, 2));
+        assert_eq!(pool(1).install(|| with_threads_awake(|| rayon::join(|| 1, || 2))), (1, 2));
     }
 
     #[test]

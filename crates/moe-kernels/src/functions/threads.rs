@@ -4,12 +4,14 @@ use crate::MoeBackend;
 
 /// Runs `work`, as a training step or a validation, with the threads that share its ops kept awake.
 ///
-/// On a CPU backend an op splits its work over rayon's threads. Those go to sleep between two ops, and a step of a small model is
-/// hundreds of short ones. In here they look for work until `work` ends, or 50 ms pass without any; `work` itself runs on a thread of
-/// rayon's pool. `work` is the same to the last bit. On any other backend it just runs.
+/// On a CPU backend an op splits its work over the threads of a rayon pool. Those go to sleep between two ops, and a step of a small
+/// model is hundreds of short ones. In here they look for work until `work` ends, or 50 ms pass without any. The results are the same to the
+/// last bit.
 ///
-/// One at a time: within another `work`, on a thread of a rayon pool, or while another thread is in here, `work` runs where it is
-/// called, without more.
+/// That needs a thread of the pool: on any other `work` just runs, as it does within another `work` and on other backends. A program
+/// makes its main thread one, before anything else uses rayon, by `rayon::ThreadPoolBuilder::new().use_current_thread().build_global()`. Its
+/// ops are then shared without waking another thread first. Not a program whose threads train side by side: the main thread takes part
+/// in the work of others only while it waits in an op.
 ///
 /// ```
 /// use burn::backend::{Autodiff, Flex};
@@ -21,6 +23,6 @@ use crate::MoeBackend;
 /// let grad = with_threads_awake::<B, _>(|| x.grad(&x.clone().powf_scalar(2.0).sum().backward()));
 /// assert_eq!(grad.unwrap().into_data(), burn::tensor::TensorData::from([[2.0_f32; 3]; 2]));
 /// ```
-pub fn with_threads_awake<B: MoeBackend, R: Send>(work: impl FnOnce() -> R + Send) -> R {
+pub fn with_threads_awake<B: MoeBackend, R>(work: impl FnOnce() -> R) -> R {
     B::moe_with_threads_awake(work)
 }

@@ -28,6 +28,9 @@ const RUNS: &str = "runs";
 const SAMPLE_TEMPERATURE: f64 = 0.8;
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), Error> {
+    if args.num_ranks() == 1 {
+        share_ops_from_here();
+    }
     nodes::end_with_parent(&args.ranks);
     let seat = nodes::seat(&args.ranks)?;
     args.check_devices()?;
@@ -39,6 +42,13 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), Error> {
         (ModelKind::Lm, None, None) => Job::new(args)?.run(args, seat.as_ref()),
     };
     nodes::leave_word_to_rank_0(&args.ranks, ended)
+}
+
+/// Makes this thread, which is to train, one of those that share an op: see [`moe_kernels::with_threads_awake`]. Not beside ranks, which wait for each other
+/// outside of ops.
+fn share_ops_from_here() {
+    // Where somebody has started them already, training is slower and no less right.
+    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
 }
 
 /// The part of a process that is not rank 0.

@@ -356,6 +356,7 @@ pub(crate) mod tests {
         assert_eq!(read_metrics(&path).unwrap(), [with.clone()]);
         assert!(!fs::read_to_string(&path).unwrap().contains("null"));
 
+        with.step = 2;
         with.layers[0].default.as_mut().unwrap().norms[1] = f64::INFINITY;
         log(dir.path()).append(&with).unwrap();
         let read = read_metrics(&path).unwrap().remove(1).layers.remove(0).default.unwrap();

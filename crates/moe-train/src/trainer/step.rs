@@ -146,7 +146,7 @@ where
     /// Panics when there is no batch.
     pub fn step(
         self,
-        batches: impl ExactSizeIterator<Item = <M as Learns<B>>::Batch> + Send,
+        batches: impl ExactSizeIterator<Item = <M as Learns<B>>::Batch>,
         settings: &StepSettings,
         device: &B::Device,
     ) -> Result<(Self, StepOutcome), NotFinite> {

@@ -25,7 +25,7 @@ use crate::{ExpertPlan, FfnSummed, FfnWeights, MoeBackend};
 use grouped::{Grouped, grouped};
 
 impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
-    fn moe_with_threads_awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    fn moe_with_threads_awake<R>(work: impl FnOnce() -> R) -> R {
         B::moe_with_threads_awake(work)
     }
 

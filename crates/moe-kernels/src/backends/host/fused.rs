@@ -135,7 +135,7 @@ macro_rules! fused_ops {
             $crate::backends::host::optim::sum_of_squares::<Self>(x)
         }
 
-        fn moe_with_threads_awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+        fn moe_with_threads_awake<R>(work: impl FnOnce() -> R) -> R {
             $crate::cpu::with_threads_awake(work)
         }
     };
