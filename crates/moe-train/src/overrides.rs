@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::config::ConfigError;
-use crate::run::{Settings, TASK};
+use crate::run::{SEAL, Settings, TASK};
 
 /// Edits that turn one key into another at most this far apart make a suggestion.
 const SIMILAR: usize = 3;
@@ -39,6 +39,8 @@ impl Overrides {
             to_json(toml::Value::Table(table))
         };
         let Value::Object(mut tree) = tree else { return Err(fault("expected a table of settings".into())) };
+        // Of a run's own file: here it is where somebody begins, and may change what they like.
+        tree.remove(SEAL);
         if let Some(task) = tree.remove(TASK) {
             self.task = Some(task.as_str().map_or_else(|| task.to_string(), str::to_string));
         }

@@ -52,6 +52,7 @@ pub(crate) use config::TASK;
 pub(crate) use files::write_atomic;
 #[cfg(test)]
 pub(crate) use metrics::tests::record as test_record;
+pub(crate) use sealed::SEAL;
 
 use lock::{LOCK_FILE, LockError, RunLock};
 use metrics::MetricsLog;

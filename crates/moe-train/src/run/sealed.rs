@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 /// The key of the checksum.
-const SEAL: &str = "crc32";
+pub(crate) const SEAL: &str = "crc32";
 
 #[derive(Serialize)]
 struct Sealed<'a, T> {
