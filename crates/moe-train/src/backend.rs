@@ -203,6 +203,11 @@ pub fn open_all(choices: &[DeviceChoice], dtype: Dtype) -> Result<Vec<Device>, B
     choices.iter().map(device).collect()
 }
 
+/// Whether the backend of this build computes on the processor.
+pub fn is_cpu() -> bool {
+    selected::IS_CPU
+}
+
 /// Device choices as one word.
 pub fn names(choices: &[DeviceChoice]) -> String {
     choices.iter().map(DeviceChoice::to_string).collect::<Vec<_>>().join(",")

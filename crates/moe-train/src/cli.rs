@@ -5,7 +5,11 @@ use std::{convert::Infallible, path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moe_models::checkpoint::WeightDtype;
 
-use crate::{backend::DeviceChoice, config::Dtype, error::Error};
+use crate::{
+    backend::{self, DeviceChoice},
+    config::Dtype,
+    error::Error,
+};
 
 /// Trains, evaluates and samples Mixture-of-Experts models.
 #[derive(Parser, Debug)]
@@ -194,6 +198,7 @@ impl TrainArgs {
         let (num_ranks, devices) = (self.ranks.launch.or(self.ranks.nodes), self.devices.len());
         match num_ranks {
             Some(num_ranks) if devices > 0 && devices != num_ranks => Err(Error::DevicesOfRanks { num_ranks, devices }),
+            Some(_) if devices > 0 && backend::is_cpu() => Err(Error::DevicesOfCpu),
             _ => Ok(()),
         }
     }

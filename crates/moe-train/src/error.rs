@@ -49,6 +49,9 @@ pub enum Error {
         /// Of the devices.
         devices: usize,
     },
+    /// `--devices` beside `--launch` or `--nodes` on a CPU.
+    #[error("a CPU is one device, which all processes share: leave --devices out")]
+    DevicesOfCpu,
     /// The processes of `--launch` cannot be started.
     #[error("cannot start the other ranks: {source}")]
     Launch {

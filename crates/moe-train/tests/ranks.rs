@@ -225,9 +225,10 @@ fn ranks_that_train_something_else_are_refused_before_the_first_step() {
 #[test]
 fn what_ranks_cannot_share_is_one_line_and_leaves_no_directory() {
     let place = Place::new();
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
         (&["--devices", "0,1,2"], "train.batch_size 4 cannot be split over 3 ranks"),
         (&["--devices", "0,1", "--set", "moe.router=expert-choice"], "expert choice cannot run on several ranks"),
+        (&["--launch", "2", "--devices", "0,1"], "a CPU is one device"),
         (&["--launch", "2", "--devices", "0,1,2"], "--devices names 3 devices for 2 processes"),
         (&["--launch", "2", "--set", "moe.capacity_factor=1.0"], "moe.capacity_factor cannot be used on several ranks"),
         (&["--node", "2", "--nodes", "2", "--coordinator", "localhost:9"], "of 2 ranks, counted from 0, it is none"),
