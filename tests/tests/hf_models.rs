@@ -11,12 +11,15 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Int, Tensor, TensorData};
+use moe_layers::upcycle::Upcycling;
 use moe_models::checkpoint::{Family, HfCheckpoint, HfConfig, HfExport, WeightDtype, read_config};
-use moe_models::lm::{Lm, LmLoss};
+use moe_models::lm::{Lm, LmConfig, LmLoss, LmMoeConfig, MoeLayers};
 use moe_tests::{Flex, host};
 use safetensors::SafeTensors;
 
-const CASES: [&str; 10] = [
+const CASES: [&str; 13] = [
+    "llama",
+    "mistral",
     "mixtral",
     "mixtral-bf16",
     "mixtral-long",
@@ -24,6 +27,7 @@ const CASES: [&str; 10] = [
     "olmoe-f16",
     "olmoe-normalised-sharded",
     "olmoe-padding",
+    "qwen3",
     "qwen3-moe",
     "qwen3-moe-padding-tied",
     "qwen3-moe-sparse-step",
@@ -166,26 +170,31 @@ fn a_missing_field_has_the_default_of_its_family() {
     let text = fs::read_to_string(golden("defaults.json")).expect("it is committed");
     let all: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).expect("JSON");
     assert_eq!(all.len(), Family::ALL.len());
-    for (name, full) in all {
+    for (name, mut full) in all {
         let read = |fields: &serde_json::Value| {
             let dir = tempfile::tempdir().expect("a temporary directory");
             fs::write(dir.path().join("config.json"), fields.to_string()).expect("writable");
             read_config(dir.path()).unwrap_or_else(|error| panic!("{name}: {error}"))
         };
-        let config = read(&serde_json::json!({"model_type": name}));
+        let mut nothing = serde_json::json!({"model_type": name});
+        if name == "mistral" {
+            // Its default is a window, which no model has here.
+            assert_eq!(full["sliding_window"], 4096);
+            for fields in [&mut nothing, &mut full] {
+                fields["sliding_window"] = serde_json::Value::Null;
+            }
+        }
+        let config = read(&nothing);
         assert_eq!(config.family.model_type(), name);
-        let with_kv_heads = |mut config: HfConfig| {
-            config.model.num_kv_heads = Some(config.model.kv_heads());
-            config
-        };
-        assert_eq!(with_kv_heads(config), with_kv_heads(read(&full)), "{name}");
+        let spelled_out = |config: HfConfig| HfConfig { model: same_function(&config.model), ..config };
+        assert_eq!(spelled_out(config), spelled_out(read(&full)), "{name}");
     }
 }
 
 /// What the rotation is scaled by shows in the logits of the cases that scale it.
 #[test]
 fn scaled_rotary_positions_are_among_the_cases() {
-    let scaled = ["mixtral-bf16", "olmoe-normalised-sharded", "qwen3-moe"];
+    let scaled = ["llama", "mixtral-bf16", "olmoe-normalised-sharded", "qwen3-moe"];
     for case in CASES {
         let place = tempfile::tempdir().expect("a temporary directory");
         for entry in fs::read_dir(golden(case)).expect("it is committed") {
@@ -242,11 +251,12 @@ fn a_checkpoint_that_is_loaded_and_saved_has_the_same_bits() {
         let dir = place.path().join(case);
         save_again(case, &dir);
         let (before, after) = (all_tensors(&golden(case)), all_tensors(&dir));
-        assert!(before.len() > 30 && before == after, "{case}");
+        assert!(before.len() > 20 && before == after, "{case}");
         let [before, after] = [&golden(case), &dir].map(|dir| HfCheckpoint::open(dir).expect("both are checkpoints"));
-        assert_eq!(before.family(), after.family(), "{case}");
+        assert_eq!(after.family(), Family::of(before.config()), "{case}");
+        assert!(before.family() == after.family() || before.family() == Family::Mistral, "{case}");
         assert_eq!(before.token_ids(), after.token_ids(), "{case}");
-        assert_eq!(same_function(&before), same_function(&after), "{case}");
+        assert_eq!(same_function(before.config()), same_function(after.config()), "{case}");
     }
 }
 
@@ -263,11 +273,40 @@ fn experts_that_share_tensors_are_those_with_their_own() {
     }
 }
 
+/// Cases without experts, with the number of experts that each dense network is cut into.
+const DENSE: [(&str, usize); 3] = [("llama", 2), ("mistral", 1), ("qwen3", 3)];
+
+/// The model of a case with twice as many experts in each layer as make up its network.
+fn upcycled(case: &str, segments: usize) -> Lm<Flex> {
+    let dense = load(&golden(case));
+    let config: &LmConfig = dense.config();
+    let moe = LmMoeConfig::new(2 * segments, segments, config.d_hidden / segments).with_normalize_gates(true);
+    let config = config.clone().with_moe_layers(MoeLayers::All).with_moe(moe);
+    config.upcycle(&dense, Upcycling::Copy).unwrap_or_else(|error| panic!("{case}: {error}"))
+}
+
+/// As experts, and after they went through a checkpoint.
+#[test]
+fn a_dense_checkpoint_that_became_experts_computes_what_transformers_did() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    for (case, segments) in DENSE {
+        let bytes = fs::read(golden(case).join("expected.safetensors")).expect("it is committed");
+        let expected = SafeTensors::deserialize(&bytes).expect("safetensors");
+        let model = upcycled(case, segments);
+        let logits = |model: &Lm<Flex>| {
+            assert_within(case, &logits(model, &expected), (&numbers(&expected, "logits").1, OUTPUT), false)
+        };
+        logits(&model);
+        let dir = place.path().join(case);
+        HfExport::new().save(&model, &dir).expect("a family with experts");
+        assert!(HfCheckpoint::open(&dir).expect("it was just written").family().has_experts());
+        logits(&load(&dir));
+    }
+}
+
 /// The configuration with what is merely another spelling made the same.
-fn same_function(checkpoint: &HfCheckpoint) -> moe_models::lm::LmConfig {
-    let mut config = checkpoint.config().clone();
-    (config.num_kv_heads, config.head_dim) = (Some(config.kv_heads()), Some(config.head_width()));
-    config
+fn same_function(config: &LmConfig) -> LmConfig {
+    config.clone().with_num_kv_heads(Some(config.kv_heads())).with_head_dim(Some(config.head_width()))
 }
 
 #[test]
@@ -286,11 +325,14 @@ fn the_cases_are_of_every_family_and_dtype_their_names_say() {
 #[ignore = "writes target/hf-export for torch/hf_models.py"]
 fn export() {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/hf-export");
+    if target.exists() {
+        fs::remove_dir_all(&target).expect("it is ours");
+    }
     for case in CASES {
-        let dir = target.join(case);
-        if dir.exists() {
-            fs::remove_dir_all(&dir).expect("it is ours");
-        }
-        save_again(case, &dir);
+        save_again(case, &target.join(case));
+    }
+    for (case, segments) in DENSE {
+        let dir = target.join(format!("{case}-upcycled"));
+        HfExport::new().save(&upcycled(case, segments), dir).expect("a family with experts");
     }
 }

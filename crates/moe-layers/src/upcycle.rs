@@ -13,6 +13,9 @@
 //! assert_eq!(moe.experts.d_hidden(), 16);
 //! ```
 //!
+//! A network of one's own comes in by its weights, [`DenseFeedForward::from_weights`], and one of a checkpoint by the model it is in
+//! (`moe_models::lm::LmConfig::upcycle`).
+//!
 //! # What the layer computes at the start
 //!
 //! With `normalize_gates` exactly what the dense network does, since the gates of a token sum to 1. Otherwise the second matrices are
@@ -35,7 +38,7 @@ use burn::tensor::{Distribution, Tensor};
 use moe_kernels::{MoeBackend, top_k, unchosen};
 use serde::{Deserialize, Serialize};
 
-use crate::{DenseFeedForward, Moe, MoeConfig, RouterRule};
+use crate::{DenseFeedForward, DenseFeedForwardConfig, Moe, MoeConfig, RouterRule};
 
 /// What an expert has of the dense network.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq)]
@@ -63,7 +66,7 @@ pub fn upcycle<B: MoeBackend>(
     method: Upcycling,
     device: &B::Device,
 ) -> Moe<B> {
-    let segments = segments(dense, config, method).unwrap_or_else(|error| panic!("upcycle: {error}"));
+    let segments = segments(&dense.config(), config, method).unwrap_or_else(|error| panic!("upcycle: {error}"));
     let mut moe: Moe<B> = config.init(device);
     let scale = segments as f64 / undecided_gates(config);
     let repetitions = config.num_experts / segments;
@@ -101,15 +104,11 @@ fn undecided_gates(config: &MoeConfig) -> f64 {
 ///
 /// # Errors
 ///
-/// Says why [`upcycle`] cannot be: `config` has another `d_model` or activation than `dense`, shared experts, or a rule without `K` experts
+/// Says why [`upcycle`] cannot be of such a network: `config` has another `d_model` or activation than `dense`, shared experts, or a rule without `K` experts
 /// for every token; `F / d_hidden` is not a whole number that divides `num_experts` and `top_k`; it is above 1 under a rule that does not choose
 /// whole repetitions: hash, noisy, or sigmoid where it does not divide the size of a group, `E / groups`; noise or share are out of range.
-pub fn segments<B: Backend>(
-    dense: &DenseFeedForward<B>,
-    config: &MoeConfig,
-    method: Upcycling,
-) -> Result<usize, String> {
-    let ([d, _], [f, _]) = (dense.w_in.dims(), dense.w_out.dims());
+pub fn segments(dense: &DenseFeedForwardConfig, config: &MoeConfig, method: Upcycling) -> Result<usize, String> {
+    let (d, f) = (dense.d_model, dense.d_hidden);
     check_kind(dense, config)?;
     check_method(method)?;
     let MoeConfig { d_model, d_hidden, num_experts, top_k, .. } = *config;
@@ -144,8 +143,8 @@ fn apart(config: &MoeConfig, segments: usize) -> Option<String> {
     }
 }
 
-fn check_kind<B: Backend>(dense: &DenseFeedForward<B>, config: &MoeConfig) -> Result<(), String> {
-    if config.activation != dense.activation() {
+fn check_kind(dense: &DenseFeedForwardConfig, config: &MoeConfig) -> Result<(), String> {
+    if config.activation != dense.activation {
         return Err("the dense network has another activation".into());
     }
     if config.shared_d_hidden != 0 {

@@ -6,8 +6,9 @@
 use moe_layers::{Activation, BalanceConvention};
 use serde_json::{Map, Value, json};
 
-use super::family::{Defaults, Family};
+use super::family::{Defaults, ExpertDefaults, Family};
 use super::fields::Fields;
+use super::names::RopeTable;
 use super::{CheckpointError, TokenIds, WeightDtype, names, rope};
 use crate::lm::{LmConfig, LmMoeConfig, MoeLayers, NormKind, RouterKind};
 
@@ -35,6 +36,7 @@ const HARMLESS: &[&str] = &[
     "output_attentions",
     "output_hidden_states",
     "output_router_logits",
+    "pretraining_tp",
     "problem_type",
     "return_dict",
     "torch_dtype",
@@ -50,12 +52,13 @@ const HARMLESS: &[&str] = &[
 pub(super) fn read(fields: Map<String, Value>) -> Result<HfConfig, CheckpointError> {
     let mut fields = Fields::new(fields);
     let family = read_family(&mut fields)?;
+    let rope = if fields.has("rope_parameters") { RopeTable::Parameters } else { RopeTable::Scaling };
     refuse_unsupported(&mut fields, family)?;
     let token_ids = TokenIds::take(&mut fields, family)?;
     let config = read_model(&mut fields, family)?.with_padding_id(token_ids.pad.map(|id| id as usize));
     fields.ignore(HARMLESS);
     fields.finish()?;
-    config.validate().map_err(|error| names::in_config_json(error, family))?;
+    config.validate().map_err(|error| names::in_config_json(error, family, rope))?;
     Ok(HfConfig { family, model: config, token_ids })
 }
 
@@ -71,21 +74,34 @@ fn refuse_unsupported(fields: &mut Fields, family: Family) -> Result<(), Checkpo
     let zero = [json!(0), json!(0.0)];
     fields.only("hidden_act", &[json!("silu")], "the experts are SwiGLU, whose activation is \"silu\"")?;
     fields.only("attention_bias", &[json!(false)], "attention has no biases here; only false is supported")?;
+    fields.only("mlp_bias", &[json!(false)], "feed-forward networks have no biases here; only false is supported")?;
     fields.only("attention_dropout", &zero, "there is no dropout here; set it to 0")?;
     fields.only("router_jitter_noise", &zero, "routers have no noise here; set it to 0")?;
     fields.only("clip_qkv", &[Value::Null], "queries, keys and values are not clipped here; only null is supported")?;
     fields.only("quantization_config", &[Value::Null], "quantised weights are not read; save the model in bfloat16")?;
     fields.only("is_encoder_decoder", &[json!(false)], "only decoders are supported")?;
-    fields.only(
-        "use_sliding_window",
-        &[json!(false)],
-        "every token sees all earlier ones here; only false is supported",
-    )?;
-    if family == Family::Qwen3Moe {
-        // Without `use_sliding_window` it is not looked at.
-        fields.ignore(&["sliding_window"]);
+    refuse_windows(fields, family)
+}
+
+/// Every token sees all earlier ones here.
+fn refuse_windows(fields: &mut Fields, family: Family) -> Result<(), CheckpointError> {
+    const ADVICE: &str = "every token sees all earlier ones here";
+    fields.only("use_sliding_window", &[json!(false)], &format!("{ADVICE}; only false is supported"))?;
+    let layers = fields.nullable::<Vec<String>>("layer_types")?.unwrap_or_default();
+    if let Some(other) = layers.iter().find(|layer| *layer != "full_attention") {
+        let advice = format!("{ADVICE}; only \"full_attention\" is supported");
+        return Err(CheckpointError::value("layer_types", format!("{other:?}"), advice));
     }
-    fields.only("sliding_window", &[Value::Null], "every token sees all earlier ones here; only null is supported")
+    match family {
+        // Without `use_sliding_window` it is not looked at.
+        Family::Qwen3Moe | Family::Qwen3 => fields.ignore(&["sliding_window"]),
+        // Without the field it has a window of 4096.
+        Family::Mistral if !fields.has("sliding_window") => {
+            return Err(CheckpointError::value("sliding_window", "missing", format!("{ADVICE}; write null")));
+        }
+        _ => (),
+    }
+    fields.only("sliding_window", &[Value::Null], &format!("{ADVICE}; only null is supported"))
 }
 
 fn read_model(fields: &mut Fields, family: Family) -> Result<LmConfig, CheckpointError> {
@@ -97,8 +113,7 @@ fn read_model(fields: &mut Fields, family: Family) -> Result<LmConfig, Checkpoin
     let max_seq_len = fields.get("max_position_embeddings", defaults.max_position_embeddings)?;
     let (rope_theta, rope_scaling) = rope::read(fields, defaults.rope_theta, max_seq_len)?;
     let vocab_size = fields.get("vocab_size", defaults.vocab_size)?;
-    let moe = read_moe(fields, family, d_hidden)?;
-    Ok(LmConfig::new(vocab_size, d_model, num_layers, num_heads, d_hidden, max_seq_len)
+    let config = LmConfig::new(vocab_size, d_model, num_layers, num_heads, d_hidden, max_seq_len)
         .with_num_kv_heads(read_kv_heads(fields, defaults)?)
         .with_head_dim(read_head_dim(fields, family, d_model, num_heads)?)
         .with_norm_eps(fields.get("rms_norm_eps", defaults.rms_norm_eps)?)
@@ -106,9 +121,10 @@ fn read_model(fields: &mut Fields, family: Family) -> Result<LmConfig, Checkpoin
         .with_rope_scaling(rope_scaling)
         .with_qk_norm(family.qk_norm())
         .with_tie_embeddings(fields.get("tie_word_embeddings", false)?)
-        .with_init_std(fields.get("initializer_range", 0.02)?)
-        .with_moe_layers(read_placement(fields, family, num_layers, moe.num_experts)?)
-        .with_moe(moe))
+        .with_init_std(fields.get("initializer_range", 0.02)?);
+    let Some(experts) = &defaults.experts else { return Ok(config.with_moe_layers(MoeLayers::None)) };
+    let moe = read_moe(fields, family, d_hidden, experts)?;
+    Ok(config.with_moe_layers(read_placement(fields, family, num_layers, moe.num_experts)?).with_moe(moe))
 }
 
 /// `None`: as many as query heads, what `null` means.
@@ -122,7 +138,7 @@ fn read_head_dim(
     d_model: usize,
     num_heads: usize,
 ) -> Result<Option<usize>, CheckpointError> {
-    let head_dim = fields.nullable::<usize>("head_dim")?;
+    let head_dim = fields.nullable::<usize>("head_dim")?.or(family.defaults().head_dim);
     match head_dim.filter(|head_dim| family == Family::Olmoe && head_dim * num_heads != d_model) {
         Some(head_dim) => {
             let advice = "in OLMoE it is hidden_size / num_attention_heads; leave it out";
@@ -132,15 +148,19 @@ fn read_head_dim(
     }
 }
 
-fn read_moe(fields: &mut Fields, family: Family, d_hidden: usize) -> Result<LmMoeConfig, CheckpointError> {
-    let defaults = family.defaults();
+fn read_moe(
+    fields: &mut Fields,
+    family: Family,
+    d_hidden: usize,
+    defaults: &ExpertDefaults,
+) -> Result<LmMoeConfig, CheckpointError> {
     let d_hidden = match family {
         Family::Qwen3Moe => fields.get("moe_intermediate_size", 768)?,
-        Family::Mixtral | Family::Olmoe => d_hidden,
+        _ => d_hidden,
     };
     let normalize_gates = match family {
         Family::Mixtral => true,
-        Family::Olmoe | Family::Qwen3Moe => fields.get("norm_topk_prob", false)?,
+        _ => fields.get("norm_topk_prob", false)?,
     };
     let top_k = fields.get("num_experts_per_tok", defaults.num_experts_per_tok)?;
     Ok(LmMoeConfig::new(read_num_experts(fields, defaults)?, top_k, d_hidden)
@@ -150,7 +170,7 @@ fn read_moe(fields: &mut Fields, family: Family, d_hidden: usize) -> Result<LmMo
 }
 
 /// One number under two names, of which versions of `transformers` write one or the other.
-fn read_num_experts(fields: &mut Fields, defaults: &Defaults) -> Result<usize, CheckpointError> {
+fn read_num_experts(fields: &mut Fields, defaults: &ExpertDefaults) -> Result<usize, CheckpointError> {
     let names = ["num_local_experts", "num_experts"];
     let [local, plain] = [fields.take::<usize>(names[0])?, fields.take::<usize>(names[1])?];
     if let (Some(local), Some(plain)) = (local, plain)
@@ -209,10 +229,12 @@ pub(super) fn write(
         "initializer_range": config.init_std,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
-        "num_experts_per_tok": config.moe.top_k,
-        "router_aux_loss_coef": written_coefficient(&config.moe),
     });
-    fields[family.experts_field()] = json!(config.moe.num_experts);
+    if family.has_experts() {
+        fields[family.experts_field()] = json!(config.moe.num_experts);
+        fields["num_experts_per_tok"] = json!(config.moe.top_k);
+        fields["router_aux_loss_coef"] = json!(written_coefficient(&config.moe));
+    }
     with_padding_of(config, token_ids, family)?.write(&mut fields);
     write_family(&mut fields, family, config);
     Ok((family, fields))
@@ -255,26 +277,41 @@ fn write_family(fields: &mut Value, family: Family, config: &LmConfig) {
             fields["moe_intermediate_size"] = json!(config.moe.d_hidden);
             fields["norm_topk_prob"] = json!(config.moe.normalize_gates);
         }
+        Family::Llama | Family::Mistral => {
+            fields["head_dim"] = json!(config.head_width());
+            fields["attention_bias"] = json!(false);
+            fields["mlp_bias"] = json!(false);
+        }
+        Family::Qwen3 => {
+            fields["head_dim"] = json!(config.head_width());
+            fields["attention_bias"] = json!(false);
+            fields["use_sliding_window"] = json!(false);
+        }
     }
 }
 
 /// What a model can have here and not in `family`.
 pub(super) fn refuse_inexpressible(config: &LmConfig, family: Family) -> Result<(), CheckpointError> {
-    let (moe, whole) = (&config.moe, config.head_width() * config.num_heads == config.d_model);
-    let swiglu = moe.activation == Activation::SwiGlu && config.activation == Activation::SwiGlu;
+    let (moe, heads) = (&config.moe, config.num_heads);
+    let whole = config.head_width() * heads == config.d_model;
     let everywhere = (0..config.num_layers).all(|layer| config.is_moe_layer(layer));
+    // Without experts, nothing of theirs matters.
+    let fits = |met: bool| config.num_moe_layers() == 0 || met;
     let needs = [
-        (Family::of(config) == family, "qk_norm must be that of the family"),
+        (config.qk_norm == family.qk_norm(), "qk_norm must be that of the family"),
+        (fits(family.has_experts()), "moe_layers must be \"none\""),
         (config.norm == NormKind::Rms, "norm must be \"rms\""),
-        (swiglu, "activation and moe.activation must be \"swiglu\""),
-        (moe.router == RouterKind::TopK, "moe.router must be \"top-k\""),
-        (!moe.default_vectors, "moe.default_vectors must be false"),
-        (moe.capacity_factor == 0.0, "moe.capacity_factor must be 0"),
-        (!moe.bias, "moe.bias must be false"),
-        (moe.shared_d_hidden == 0, "moe.shared_d_hidden must be 0"),
+        (config.activation == Activation::SwiGlu, "activation must be \"swiglu\""),
+        (fits(moe.activation == Activation::SwiGlu), "moe.activation must be \"swiglu\""),
+        (fits(moe.router == RouterKind::TopK), "moe.router must be \"top-k\""),
+        (fits(!moe.default_vectors), "moe.default_vectors must be false"),
+        (fits(moe.capacity_factor == 0.0), "moe.capacity_factor must be 0"),
+        (fits(!moe.bias), "moe.bias must be false"),
+        (fits(moe.shared_d_hidden == 0), "moe.shared_d_hidden must be 0"),
         (family != Family::Olmoe || whole, "head_dim must be d_model / num_heads"),
+        (family != Family::Llama || config.d_model.is_multiple_of(heads), "d_model must be a multiple of num_heads"),
         (
-            family == Family::Qwen3Moe || everywhere,
+            !matches!(family, Family::Mixtral | Family::Olmoe) || everywhere,
             "moe_layers must be \"all\" (or qk_norm \"per-head\", for Qwen3-MoE)",
         ),
         (

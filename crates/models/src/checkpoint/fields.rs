@@ -37,6 +37,11 @@ impl Fields {
         parsed.map_err(|error| CheckpointError::value(&self.full(name), text, error.to_string()))
     }
 
+    /// Whether a field is there, not taken out yet.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.left.contains_key(name)
+    }
+
     /// Takes a field out that has a default.
     pub(super) fn get<T: DeserializeOwned>(&mut self, name: &str, default: T) -> Result<T, CheckpointError> {
         Ok(self.take(name)?.unwrap_or(default))

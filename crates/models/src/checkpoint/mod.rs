@@ -1,6 +1,6 @@
 //! Checkpoints of `transformers` (Hugging Face): `config.json` and weights in safetensors, in and out.
 //!
-//! Mixtral, OLMoE and Qwen3-MoE, in f32, bf16 or f16, in one file or in shards with an index, with tied embeddings or
+//! Mixtral, OLMoE and Qwen3-MoE, and without experts Llama, Mistral (without its window) and Qwen3, in f32, bf16 or f16, in one file or in shards with an index, with tied embeddings or
 //! without, with rotary positions as they are or scaled (`linear`, `llama3`, `yarn`). Experts are read as published
 //! checkpoints have them, with three tensors for each (`experts.0.up_proj.weight`), and as `transformers` 5 has them in
 //! memory and writes them with `save_original_format=False`, with two for all (`experts.gate_up_proj`). They are written in

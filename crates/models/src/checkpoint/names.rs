@@ -3,10 +3,10 @@
 use super::{CheckpointError, Family};
 use crate::lm::LmConfigError;
 
-/// The same error about the fields that were read.
-pub(super) fn in_config_json(error: LmConfigError, family: Family) -> CheckpointError {
+/// The same error about the fields that were read; `rope` is the name of the table about rotary positions.
+pub(super) fn in_config_json(error: LmConfigError, family: Family, rope: RopeTable) -> CheckpointError {
     use LmConfigError as E;
-    let theirs = |field| name(field, family);
+    let theirs = |field| name(rope_name(field, rope), family);
     match error {
         E::Zero { field } => E::Zero { field: theirs(field) }.into(),
         E::TooLarge { field, value, most } => E::TooLarge { field: theirs(field), value, most }.into(),
@@ -31,6 +31,31 @@ pub(super) fn in_config_json(error: LmConfigError, family: Family) -> Checkpoint
     }
 }
 
+/// The two spellings of the table about rotary positions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum RopeTable {
+    /// `rope_scaling`, before version 5 of `transformers`.
+    Scaling,
+    /// `rope_parameters`.
+    Parameters,
+}
+
+/// A field of that table under its name there.
+fn rope_name(field: &'static str, table: RopeTable) -> &'static str {
+    match (field, table) {
+        ("rope_scaling.original_max_seq_len", RopeTable::Scaling) => "rope_scaling.original_max_position_embeddings",
+        (same, RopeTable::Scaling) => same,
+        ("rope_scaling.factor", _) => "rope_parameters.factor",
+        ("rope_scaling.low_freq_factor", _) => "rope_parameters.low_freq_factor",
+        ("rope_scaling.high_freq_factor - low_freq_factor", _) => "rope_parameters.high_freq_factor - low_freq_factor",
+        ("rope_scaling.original_max_seq_len", _) => "rope_parameters.original_max_position_embeddings",
+        ("rope_scaling.attention_factor", _) => "rope_parameters.attention_factor",
+        ("rope_scaling.beta_slow", _) => "rope_parameters.beta_slow",
+        ("rope_scaling.beta_fast - beta_slow", _) => "rope_parameters.beta_fast - beta_slow",
+        (same, _) => same,
+    }
+}
+
 /// What `config.json` calls our field.
 fn name(field: &'static str, family: Family) -> &'static str {
     match field {
@@ -42,7 +67,6 @@ fn name(field: &'static str, family: Family) -> &'static str {
         "max_seq_len" => "max_position_embeddings",
         "norm_eps" => "rms_norm_eps",
         "init_std" => "initializer_range",
-        "rope_scaling.original_max_seq_len" => "rope_scaling.original_max_position_embeddings",
         "moe.num_experts" => family.experts_field(),
         "moe.top_k" => "num_experts_per_tok",
         "moe.d_hidden" if family == Family::Qwen3Moe => "moe_intermediate_size",

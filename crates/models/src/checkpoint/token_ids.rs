@@ -48,9 +48,9 @@ impl TokenIds {
     /// The defaults of `transformers`.
     fn of(family: Family) -> Self {
         match family {
-            Family::Mixtral => Self { bos: Some(1), eos: vec![2], pad: None },
+            Family::Mixtral | Family::Llama | Family::Mistral => Self { bos: Some(1), eos: vec![2], pad: None },
             Family::Olmoe => Self { bos: None, eos: vec![50_279], pad: Some(1) },
-            Family::Qwen3Moe => Self::default(),
+            Family::Qwen3Moe | Family::Qwen3 => Self::default(),
         }
     }
 

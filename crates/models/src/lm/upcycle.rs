@@ -7,7 +7,7 @@
 
 use burn::module::Module;
 use moe_kernels::MoeBackend;
-use moe_layers::DenseFeedForward;
+use moe_layers::DenseFeedForwardConfig;
 use moe_layers::upcycle::{Upcycling, segments, upcycle};
 use thiserror::Error;
 
@@ -56,40 +56,54 @@ impl LmConfig {
     ///
     /// Returns an error when this is not a model, differs from `dense` in a field that is not about experts, `dense` has experts already, or
     /// its feed-forward blocks do not make up the experts: [`segments`].
+    ///
+    /// ```no_run
+    /// use burn::backend::Flex;
+    /// use moe_layers::upcycle::Upcycling;
+    /// use moe_models::checkpoint::HfCheckpoint;
+    /// use moe_models::lm::{Lm, LmMoeConfig, MoeLayers};
+    ///
+    /// let dense: Lm<Flex> = HfCheckpoint::open("Llama-3.2-1B")?.load(&Default::default())?;
+    /// let moe = LmMoeConfig::new(8, 2, dense.config().d_hidden).with_normalize_gates(true);
+    /// let config = dense.config().clone().with_moe_layers(MoeLayers::All).with_moe(moe);
+    /// let model = config.upcycle(&dense, Upcycling::Copy)?; // the logits of `dense`
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn upcycle<B: MoeBackend>(&self, dense: &Lm<B>, method: Upcycling) -> Result<Lm<B>, UpcycleError> {
-        self.validate()?;
-        self.check_same(&dense.config)?;
+        self.check_upcycling(&dense.config, method)?;
         let blocks = dense.blocks.iter().enumerate().map(|(layer, block)| self.upcycle_block(layer, block, method));
-        let blocks = blocks.collect::<Result<_, _>>()?;
-        let model = Lm { blocks, config: self.clone(), ..dense.clone() };
+        let model = Lm { blocks: blocks.collect(), config: self.clone(), ..dense.clone() };
         model.visit(&mut DrawNow);
         Ok(model)
     }
 
-    fn upcycle_block<B: MoeBackend>(
-        &self,
-        layer: usize,
-        block: &Block<B>,
-        method: Upcycling,
-    ) -> Result<Block<B>, UpcycleError> {
-        let dense = block.feed_forward.dense.as_ref().ok_or(UpcycleError::HasExperts { layer })?;
-        if !self.is_moe_layer(layer) {
-            return Ok(block.clone());
+    /// Whether [`upcycle`](Self::upcycle) can make the model of one of `dense`, which needs no weights.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn check_upcycling(&self, dense: &Self, method: Upcycling) -> Result<(), UpcycleError> {
+        self.validate()?;
+        self.check_same(dense)?;
+        if let Some(layer) = (0..dense.num_layers).find(|&layer| dense.is_moe_layer(layer)) {
+            return Err(UpcycleError::HasExperts { layer });
         }
-        let feed_forward = self.upcycle_feed_forward(dense, method)?;
-        Ok(Block { feed_forward, ..block.clone() })
+        if self.num_moe_layers() > 0 {
+            let network = DenseFeedForwardConfig::new(dense.d_model, dense.d_hidden).with_activation(dense.activation);
+            segments(&network, &self.moe_layer(), method).map_err(UpcycleError::Experts)?;
+        }
+        Ok(())
     }
 
-    fn upcycle_feed_forward<B: MoeBackend>(
-        &self,
-        dense: &DenseFeedForward<B>,
-        method: Upcycling,
-    ) -> Result<FeedForward<B>, UpcycleError> {
-        let config = self.moe_layer();
-        segments(dense, &config, method).map_err(UpcycleError::Experts)?;
+    fn upcycle_block<B: MoeBackend>(&self, layer: usize, block: &Block<B>, method: Upcycling) -> Block<B> {
+        if !self.is_moe_layer(layer) {
+            return block.clone();
+        }
+        let dense = block.feed_forward.dense.as_ref().expect("a model without experts has it in every layer");
         let device = dense.w_in.device();
-        let moe = upcycle(dense, &config, method, &device);
-        Ok(FeedForward::with_experts(moe, self.moe.default_options(), &device))
+        let moe = upcycle(dense, &self.moe_layer(), method, &device);
+        let feed_forward = FeedForward::with_experts(moe, self.moe.default_options(), &device);
+        Block { feed_forward, ..block.clone() }
     }
 
     /// Compares what both models must have in common.

@@ -54,6 +54,33 @@ pub struct DenseFeedForward<B: Backend> {
 }
 
 impl<B: Backend> DenseFeedForward<B> {
+    /// The network of weights that there are, of two `Linear`s of burn's without biases for instance. Gate and up projection of a SwiGLU
+    /// become one matrix by `Tensor::cat(vec![gate, up], 1)`.
+    ///
+    /// # Shapes
+    ///
+    /// - w_in: `[D, 2F]` for SwiGLU, gate columns first; otherwise `[D, F]`
+    /// - w_out: `[F, D]`
+    ///
+    /// # Panics
+    ///
+    /// Panics when they are not of such shapes.
+    pub fn from_weights(w_in: Tensor<B, 2>, w_out: Tensor<B, 2>, activation: Activation) -> Self {
+        let ([rows, columns], [f, d]) = (w_in.dims(), w_out.dims());
+        assert!(
+            [rows, columns] == [d, activation.columns(f)],
+            "DenseFeedForward::from_weights: w_in is [{rows}, {columns}], which must be [{d}, {}] beside w_out [{f}, {d}]",
+            activation.columns(f),
+        );
+        Self { w_in: Param::from_tensor(w_in), w_out: Param::from_tensor(w_out), activation }
+    }
+
+    /// Its sizes and activation.
+    pub fn config(&self) -> DenseFeedForwardConfig {
+        let [f, d] = self.w_out.dims();
+        DenseFeedForwardConfig::new(d, f).with_activation(self.activation)
+    }
+
     /// Between the two products.
     pub fn activation(&self) -> Activation {
         self.activation
@@ -100,6 +127,33 @@ mod tests {
     #[should_panic(expected = "no size may be zero")]
     fn a_zero_width_panics() {
         DenseFeedForwardConfig::new(4, 0).init::<Flex>(&Default::default());
+    }
+
+    #[test]
+    fn weights_of_linears_make_the_same_network() {
+        use burn::nn::LinearConfig;
+        use burn::tensor::activation::silu;
+        let device = Default::default();
+        let linear = |i, o| LinearConfig::new(i, o).with_bias(false).init::<Flex>(&device);
+        let (gate, up, down) = (linear(4, 6), linear(4, 6), linear(6, 4));
+        let w_in = Tensor::cat(vec![gate.weight.val(), up.weight.val()], 1);
+        let dense = DenseFeedForward::from_weights(w_in, down.weight.val(), Activation::SwiGlu);
+        let x = Tensor::random([5, 4], burn::tensor::Distribution::Default, &device);
+        let expected = down.forward(silu(gate.forward(x.clone())) * up.forward(x.clone()));
+        dense
+            .forward(x)
+            .into_data()
+            .assert_approx_eq::<f32>(&expected.into_data(), burn::tensor::Tolerance::absolute(1e-6));
+        let config = dense.config();
+        assert_eq!((config.d_model, config.d_hidden, config.activation), (4, 6, Activation::SwiGlu));
+    }
+
+    #[test]
+    #[should_panic(expected = "w_in is [4, 6], which must be [4, 12] beside w_out [6, 4]")]
+    fn weights_of_other_shapes_panic() {
+        let device = Default::default();
+        let (w_in, w_out) = (Tensor::<Flex, 2>::ones([4, 6], &device), Tensor::ones([6, 4], &device));
+        DenseFeedForward::from_weights(w_in, w_out, Activation::SwiGlu);
     }
 
     #[test]

@@ -70,19 +70,21 @@ fn what_was_written_reads_the_same() {
         for scaling in scalings.into_iter().chain([Some(RopeScaling::yarn(2.0, 8))]) {
             let mut config = small(family).with_rope_scaling(scaling).with_rope_theta(123.0).with_tie_embeddings(false);
             config = config.with_num_kv_heads(Some(1)).with_norm_eps(1e-3).with_init_std(0.1);
-            (config.moe.balance, config.moe.balance_coef) = (moe_layers::BalanceConvention::HuggingFace, 0.5);
+            if family.has_experts() {
+                (config.moe.balance, config.moe.balance_coef) = (moe_layers::BalanceConvention::HuggingFace, 0.5);
+            }
             if family != Family::Olmoe {
                 config.head_dim = Some(6);
             }
             if family == Family::Qwen3Moe {
                 config.moe_layers = MoeLayers::AllButFirst;
-            } else {
+            } else if family.has_experts() {
                 // Without a dense layer its width does not matter.
                 config.d_hidden = config.moe.d_hidden;
             }
             let (found, written) =
                 write(&config, &TokenIds::default(), WeightDtype::Bf16).expect("it has an equivalent");
-            assert_eq!(found, family);
+            assert_eq!(found, Family::of(&config));
             assert_eq!(parse(written).expect("it was just written"), config);
         }
     }
@@ -154,6 +156,9 @@ fn values_that_change_the_function_are_refused_by_name() {
         (Family::Qwen3Moe, "decoder_sparse_step", json!(0)),
         (Family::Qwen3Moe, "num_hidden_layers", json!("many")),
         (Family::Qwen3Moe, "is_encoder_decoder", json!(true)),
+        (Family::Llama, "mlp_bias", json!(true)),
+        (Family::Mistral, "sliding_window", json!(4096)),
+        (Family::Qwen3, "layer_types", json!(["full_attention", "sliding_attention"])),
     ] {
         let refused = with(family, name, value).expect_err(name);
         assert!(matches!(&refused, CheckpointError::Value { field, .. } if field == name), "{refused}");
@@ -164,7 +169,7 @@ fn values_that_change_the_function_are_refused_by_name() {
 fn an_unknown_field_or_family_is_refused_by_name() {
     let unknown = with(Family::Mixtral, "num_shared_experts", json!(1)).expect_err("it is not on any list");
     assert!(matches!(&unknown, CheckpointError::UnknownField { field } if field == "num_shared_experts"));
-    for value in [json!({"model_type": "llama"}), json!({})] {
+    for value in [json!({"model_type": "gpt2"}), json!({})] {
         let message = parse(value).expect_err("not one of the families").to_string();
         assert!(message.contains("`model_type`") && message.contains("qwen3_moe"), "{message}");
     }
@@ -174,7 +179,7 @@ fn an_unknown_field_or_family_is_refused_by_name() {
 fn the_number_of_experts_has_two_names_that_must_agree() {
     let experts = |value: Value| parse(value).map(|config| config.moe.num_experts);
     for name in ["num_experts", "num_local_experts"] {
-        for family in Family::ALL {
+        for family in Family::ALL.into_iter().filter(|family| family.has_experts()) {
             assert_eq!(experts(json!({"model_type": family.model_type(), name: 9})).expect("a number"), 9);
         }
     }
@@ -184,7 +189,30 @@ fn the_number_of_experts_has_two_names_that_must_agree() {
 
 #[test]
 fn a_sliding_window_that_is_not_used_does_not_matter() {
-    assert!(with(Family::Qwen3Moe, "sliding_window", json!(4096)).is_ok());
+    for family in [Family::Qwen3Moe, Family::Qwen3] {
+        assert!(with(family, "sliding_window", json!(4096)).is_ok());
+        assert!(with(family, "layer_types", json!(["full_attention", "full_attention"])).is_ok());
+    }
+}
+
+/// `transformers` gives Mistral one that the file does not mention.
+#[test]
+fn a_mistral_must_say_that_it_has_no_window() {
+    assert!(with(Family::Mistral, "sliding_window", Value::Null).is_ok());
+    let message = with(Family::Mistral, "vocab_size", json!(9)).expect_err("a window of 4096").to_string();
+    assert!(message.contains("`sliding_window` = missing") && message.contains("write null"), "{message}");
+}
+
+#[test]
+fn a_model_without_experts_has_no_fields_about_them() {
+    for family in Family::ALL.into_iter().filter(|family| !family.has_experts()) {
+        let (_, written) = write(&small(family), &TokenIds::default(), WeightDtype::F32).expect("it has an equivalent");
+        let fields = written.as_object().expect("a table");
+        assert!(fields.keys().all(|name| !name.contains("expert") && !name.contains("router")), "{written}");
+        let mut more = fields.clone();
+        more.insert("num_experts".into(), json!(4));
+        assert!(matches!(read(more), Err(CheckpointError::UnknownField { field }) if field == "num_experts"));
+    }
 }
 
 #[test]
@@ -214,6 +242,7 @@ fn what_is_no_model_has_the_names_of_config_json() {
     let original = json!({
         "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0,
     });
+    let linear = json!({"rope_type": "linear", "factor": 0.5});
     for (family, field, value, text) in [
         (Family::Mixtral, "num_experts_per_tok", json!(9), "`num_experts_per_tok` = 9"),
         (Family::Mixtral, "num_experts_per_tok", json!(9), "num_local_experts = 8"),
@@ -230,7 +259,9 @@ fn what_is_no_model_has_the_names_of_config_json() {
         (Family::Mixtral, "router_aux_loss_coef", json!(-1.0), "router_aux_loss_coef is -1"),
         (Family::Mixtral, "initializer_range", json!(-1.0), "initializer_range is -1"),
         (Family::Olmoe, "vocab_size", json!(1), "`pad_token_id` = 1"),
-        (Family::Mixtral, "rope_scaling", original, "rope_scaling.original_max_position_embeddings is 0"),
+        (Family::Mixtral, "rope_scaling", original.clone(), "rope_scaling.original_max_position_embeddings is 0"),
+        (Family::Mixtral, "rope_parameters", original, "rope_parameters.original_max_position_embeddings is 0"),
+        (Family::Mixtral, "rope_parameters", linear, "rope_parameters.factor is 0.5"),
     ] {
         let message = with(family, field, value).expect_err(field).to_string();
         assert!(message.contains(text) && message.starts_with("config.json: "), "{message}");
@@ -256,6 +287,9 @@ fn a_model_that_no_family_describes_is_refused_with_the_setting() {
         (olmoe().with_head_dim(Some(6)), "head_dim"),
         (olmoe().with_moe_layers(MoeLayers::AllButFirst), "moe_layers"),
         (gates, "moe.normalize_gates"),
+        (olmoe().with_moe_layers(MoeLayers::None), "moe_layers"),
+        (LmConfig { num_heads: 3, head_dim: Some(2), ..small(Family::Llama) }, "num_heads"),
+        (small(Family::Qwen3).with_activation(moe_layers::Activation::Gelu), "activation"),
     ] {
         let refused = write(&config, &TokenIds::default(), WeightDtype::F32).expect_err(setting);
         assert!(matches!(refused, CheckpointError::NoEquivalent { .. }) && refused.to_string().contains(setting));

@@ -19,7 +19,11 @@ use crate::lm::{Lm, LmConfig, LmMoeConfig, MoeLayers};
 /// A model that `family` can describe.
 fn small(family: Family) -> LmConfig {
     let moe = LmMoeConfig::new(3, 2, 6).with_normalize_gates(true);
-    LmConfig::new(11, 8, 2, 2, 10, 16).with_moe_layers(MoeLayers::All).with_moe(moe).with_qk_norm(family.qk_norm())
+    let config = LmConfig::new(11, 8, 2, 2, 10, 16).with_qk_norm(family.qk_norm());
+    match family.has_experts() {
+        true => config.with_moe_layers(MoeLayers::All).with_moe(moe),
+        false => config.with_moe_layers(MoeLayers::None),
+    }
 }
 
 /// Another one at every call: all threads of a program share one generator of random numbers.
