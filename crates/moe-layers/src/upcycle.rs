@@ -32,6 +32,9 @@
 //! Experts that are copies get the same gradient up to their gates, and may stay alike for long: noise or re-drawn units tell them
 //! apart, at the price of another function at the start.
 
+use std::fmt;
+use std::str::FromStr;
+
 use burn::module::Param;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Distribution, Tensor};
@@ -41,8 +44,10 @@ use serde::{Deserialize, Serialize};
 use crate::{DenseFeedForward, DenseFeedForwardConfig, Moe, MoeConfig, RouterRule};
 
 /// What an expert has of the dense network.
+///
+/// In text `"copy"`, `"noise-STD"` or `"drop-SHARE"` with a number, for instance `"noise-0.1"`.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq)]
-#[serde(rename_all = "kebab-case")]
+#[serde(try_from = "String", into = "String")]
 pub enum Upcycling {
     /// Its weights.
     #[default]
@@ -53,6 +58,46 @@ pub enum Upcycling {
     /// distribution with the mean and deviation of their matrix (gate, up and down projection are three): Drop-upcycling
     /// ([Nakamura et al., 2025](https://arxiv.org/abs/2502.19261); 0.5 in the paper).
     Drop(f64),
+}
+
+impl fmt::Display for Upcycling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Copy => f.write_str("copy"),
+            Self::Noise(std) => write!(f, "noise-{std}"),
+            Self::Drop(share) => write!(f, "drop-{share}"),
+        }
+    }
+}
+
+impl FromStr for Upcycling {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let method = match text.split_once('-') {
+            None if text == "copy" => Some(Self::Copy),
+            Some(("noise", std)) => std.parse().ok().map(Self::Noise),
+            Some(("drop", share)) => share.parse().ok().map(Self::Drop),
+            _ => None,
+        };
+        let method =
+            method.ok_or_else(|| format!("`{text}` is none of copy, noise-STD and drop-SHARE, as in noise-0.1"))?;
+        check_method(method).map(|()| method)
+    }
+}
+
+impl TryFrom<String> for Upcycling {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Upcycling> for String {
+    fn from(method: Upcycling) -> Self {
+        method.to_string()
+    }
 }
 
 /// The layer of `config` with experts made of `dense`; its router is drawn as the configuration says.

@@ -9,6 +9,7 @@ use std::{fmt, path::PathBuf};
 use burn::tensor::DType;
 use clap::ValueEnum;
 use excitation_optim::{Control, ExcitationConfig, Variant};
+use moe_layers::upcycle::Upcycling;
 use moe_models::lm::{LmConfig, LmConfigError};
 use moe_models::vit::VitConfigError;
 use serde::{Deserialize, Serialize};
@@ -123,6 +124,9 @@ pub struct LoopConfig {
     /// A Hugging Face checkpoint whose weights the run starts from; `None` draws them.
     #[serde(default)]
     pub init_from: Option<PathBuf>,
+    /// What experts have of the networks of such a checkpoint, where the model has experts and it has none.
+    #[serde(default)]
+    pub upcycling: Upcycling,
 }
 
 impl LoopConfig {

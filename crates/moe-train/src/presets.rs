@@ -7,6 +7,7 @@
 //! | `nanogpt-dense`, `nanogpt-moe` | comparison with [nanoGPT](https://github.com/karpathy/nanoGPT)'s CPU run on tiny Shakespeare |
 //! | those of [`LmConfig::PRESETS`] | a published model with common settings; the text and the machine are yours to choose |
 
+use moe_layers::upcycle::Upcycling;
 use moe_models::lm::{LmConfig, MoeLayers};
 
 use crate::{
@@ -112,6 +113,7 @@ fn tiny() -> TrainConfig {
             keep_last: 2,
             sample_tokens: 256,
             init_from: None,
+            upcycling: Upcycling::Copy,
         },
     }
 }

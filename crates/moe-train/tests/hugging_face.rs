@@ -127,6 +127,58 @@ fn settings_that_contradict_the_checkpoint_are_refused_and_equal_ones_are_not() 
     succeed(command);
 }
 
+/// The export of a run without experts.
+fn dense(place: &Place) -> PathBuf {
+    let mut command = place.train("run", 5);
+    command.args(["--set", "model.moe_layers=none"]);
+    succeed(command);
+    assert!(succeed(export(place, "run", "model")).contains("export  llama "));
+    place.path("model")
+}
+
+/// `start_from` with experts in every layer: two of four for a token, as wide as half the network.
+fn with_experts(place: &Place, dir: &Path, out: &str) -> Command {
+    let mut command = start_from(place, dir, out, 1);
+    for setting in ["model.moe_layers=all", "moe.num_experts=4", "moe.top_k=2", "moe.normalize_gates=true"] {
+        command.args(["--set", setting]);
+    }
+    command.args(["--set", "optim.lr=1e-12", "--set", "optim.min_lr=0"]);
+    command
+}
+
+#[test]
+fn the_networks_of_a_dense_checkpoint_become_experts_with_the_same_loss() {
+    let place = Place::new();
+    let model = dense(&place);
+    succeed(with_experts(&place, &model, "copies"));
+    let number = |run: &str| loss(&place, run).trim_start_matches("loss=").parse::<f64>().expect("a number");
+    assert!((number("copies") - number("run")).abs() < 1e-5, "{} {}", number("copies"), number("run"));
+    assert!(succeed(export(&place, "copies", "mixtral")).contains("export  mixtral "));
+
+    let mut noisy = with_experts(&place, &model, "noisy");
+    noisy.args(["--set", "train.upcycling=noise-2"]);
+    succeed(noisy);
+    assert!((number("noisy") - number("run")).abs() > 1e-3, "{} {}", number("noisy"), number("run"));
+}
+
+#[test]
+fn experts_that_do_not_fit_the_networks_are_refused_before_there_is_a_run() {
+    let place = Place::new();
+    let model = dense(&place);
+    let mut narrow = with_experts(&place, &model, "next");
+    narrow.args(["--set", "moe.d_hidden=7"]);
+    let message = fail(narrow);
+    assert!(message.contains("cannot start from") && message.contains("d_hidden = 7 must divide"), "{message}");
+    let mut nowhere = start_from(&place, &model, "next", 1);
+    nowhere.args(["--set", "moe.num_experts=4"]);
+    let message = fail(nowhere);
+    assert!(message.contains("has no experts") && message.contains("model.moe_layers"), "{message}");
+    let mut share = with_experts(&place, &model, "next");
+    share.args(["--set", "train.upcycling=drop-1.5"]);
+    assert!(fail(share).contains("the share is 1.5"));
+    assert!(!place.path("next").exists());
+}
+
 #[test]
 fn a_tokenizer_goes_with_the_model_and_no_other_may_be_named() {
     let place = Place::new();

@@ -252,3 +252,13 @@ fn segments_under_a_noisy_router_panic() {
     let config = config(6, 4, 2).with_router(RouterRule::NoisyTopK(NoisyTopKOptions::new()));
     upcycle(&dense(Activation::SwiGlu), &config, Upcycling::Copy, &Default::default());
 }
+
+#[test]
+fn methods_have_texts_that_read_the_same_and_others_are_refused() {
+    for method in [Upcycling::Copy, Upcycling::Noise(0.25), Upcycling::Drop(0.5), Upcycling::Noise(1e-3)] {
+        assert_eq!(method.to_string().parse(), Ok(method));
+    }
+    for text in ["", "copies", "noise", "noise-", "drop-x", "drop--0.5", "noise-inf", "drop-1.5"] {
+        assert!(text.parse::<Upcycling>().is_err(), "{text}");
+    }
+}

@@ -17,6 +17,7 @@ use crate::{
     error::Error,
     overrides::Overrides,
     run::{RunError, write_atomic},
+    trainer::becomes_experts,
 };
 
 /// Name of the special tokens of a run that started from a checkpoint.
@@ -45,17 +46,28 @@ pub(super) fn load(dir: &Path, device: &Device) -> Result<Writer, Error> {
 ///
 /// # Errors
 ///
-/// A change that contradicts the checkpoint; a checkpoint whose configuration cannot be read; a vocabulary that is not known.
+/// A change that contradicts the checkpoint, whose networks may become experts if it has none; a checkpoint whose configuration cannot be read; a vocabulary that is not known.
 pub(super) fn settings(base: &TrainConfig, overrides: &Overrides, dir: &Path) -> Result<TrainConfig, Error> {
     let model = read_config(dir)?.model;
     let mut config = TrainConfig::resolve_on(&TrainConfig { model: model.clone(), ..base.clone() }, overrides)?;
-    if let Some(key) = contradiction(&model, &config.model) {
-        let reason = format!("the checkpoint in {} has another value; leave the setting out", dir.display());
+    if let Some(key) = contradiction(&with_experts_of(&config.model, &model), &config.model) {
+        let reason = match key.starts_with("moe.") && model.num_moe_layers() == 0 {
+            true => format!("the checkpoint in {} has no experts; set model.moe_layers to give it some", dir.display()),
+            false => format!("the checkpoint in {} has another value; leave the setting out", dir.display()),
+        };
         let value = pointed(&config.model, &key).to_string();
         return Err(ConfigError::BadValue { key: format!("model.{key}"), value, reason }.into());
     }
     config.data.tokenizer = tokenizer(dir, &model, config.data.tokenizer.take())?;
     Ok(config)
+}
+
+/// The model of a checkpoint; with the experts that the run has where it has none.
+fn with_experts_of(wanted: &LmConfig, checkpoint: &LmConfig) -> LmConfig {
+    match becomes_experts(checkpoint, wanted) {
+        true => LmConfig { moe_layers: wanted.moe_layers.clone(), moe: wanted.moe.clone(), ..checkpoint.clone() },
+        false => checkpoint.clone(),
+    }
 }
 
 /// Copies into the run what the checkpoint in `start` has beside weights and tokenizer, for texts and the export of the run; what

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use moe_models::checkpoint::HfCheckpoint;
 use moe_models::generate::SamplingConfig;
 
 use super::{TOKENIZER_FILE, generate::Writer, hugging_face, keep_copy, load_model, nodes, run_vocab, say, vit};
@@ -18,7 +17,7 @@ use crate::{
     progress,
     report::write_report,
     run::{Context, Run, RunConfig, Settings, Subject, Which, read_config, read_context},
-    trainer::{self, Summary, train_on},
+    trainer::{self, InitialWeights, Summary, train_on},
 };
 
 /// Where runs go that are given no directory.
@@ -231,8 +230,8 @@ impl Text {
 /// what is frozen is there.
 fn check_start(config: &TrainConfig, device: &Device) -> Result<(), Error> {
     if let Some(dir) = &config.train.init_from {
-        let checkpoint = HfCheckpoint::open(dir)?.with_config(config.model.clone())?;
-        hugging_face::for_texts(dir, checkpoint.token_ids().clone())?;
+        let initial = InitialWeights::open(config, dir)?;
+        hugging_face::for_texts(dir, initial.token_ids().clone())?;
     }
     Ok(Freeze::new(&config.optim.freeze).check(&parameter_paths::<Plain>(&config.model, device))?)
 }

@@ -38,13 +38,13 @@ pub enum TrainError {
     /// A rank ended early, and with it the others.
     #[error("{0}; checkpoints are intact, go on with --resume")]
     Ranks(#[from] RankError),
-    /// The Hugging Face checkpoint to start from cannot be read.
+    /// The run cannot start from the Hugging Face checkpoint.
     #[error("cannot start from {}: {source}", dir.display())]
     Init {
         /// Its directory.
         dir: PathBuf,
         /// Why.
-        source: moe_models::checkpoint::CheckpointError,
+        source: super::InitError,
     },
 }
 

@@ -20,6 +20,7 @@ mod default_updates;
 mod error;
 mod exchange;
 mod finite;
+mod initial;
 mod ranks;
 mod router_loads;
 mod session;
@@ -36,13 +37,10 @@ mod tests;
 #[cfg(test)]
 mod vit_tests;
 
-use std::path::Path;
 use std::slice;
 
 use excitation_optim::FindExperts;
 use moe_kernels::AutodiffMoeBackend;
-use moe_models::checkpoint::HfCheckpoint;
-use moe_models::lm::Lm;
 use moe_models::vit::Vit;
 
 use crate::config::TrainConfig;
@@ -55,6 +53,8 @@ use crate::progress::Progress;
 use crate::run::{CheckpointError, Checkpoints, Run, TrainState};
 
 pub use error::TrainError;
+pub use initial::InitError;
+pub(crate) use initial::{InitialWeights, becomes_experts};
 pub use step::{NotFinite, Optim, StepError, StepOutcome, StepSettings, Trainee};
 pub use summary::Summary;
 
@@ -94,7 +94,7 @@ pub fn train_on<B: AutodiffMoeBackend>(
 ) -> Result<Summary, TrainError> {
     config.check_ranks(party.num_ranks())?;
     let device = party.device();
-    let initial = config.train.init_from.as_ref().map(|dir| || load_initial(config, dir, device));
+    let initial = config.train.init_from.as_ref().map(|dir| || InitialWeights::open(config, dir)?.load(device));
     let new = Trainee::<B>::new(config, device);
     run_task(&TextTask { config, data }, new, initial, run, progress, party)
 }
@@ -112,7 +112,7 @@ pub fn follow<B: AutodiffMoeBackend>(
     seat: &NodeSeat,
 ) -> Result<(), TrainError> {
     config.check_ranks(seat.num_ranks)?;
-    let initial = config.train.init_from.as_ref().map(|dir| || load_initial(config, dir, device));
+    let initial = config.train.init_from.as_ref().map(|dir| || InitialWeights::open(config, dir)?.load(device));
     let new = Trainee::<B>::new(config, device);
     follow_task(&TextTask { config, data }, new, initial, checkpoints, device, seat)
 }
@@ -249,18 +249,6 @@ where
         }
     }
     Ok(())
-}
-
-/// The weights that a run starts from, in the model of its configuration.
-fn load_initial<B: AutodiffMoeBackend>(
-    config: &TrainConfig,
-    dir: &Path,
-    device: &B::Device,
-) -> Result<Lm<B>, TrainError> {
-    let loaded =
-        HfCheckpoint::open(dir).and_then(|checkpoint| checkpoint.with_config(config.model.clone())?.load(device));
-    let model: Lm<B> = loaded.map_err(|source| TrainError::Init { dir: dir.into(), source })?;
-    Ok(model.with_dtype(config.train.dtype.into()))
 }
 
 type Loaded<B, M> = (M, Optim<B, M>, TrainState);
