@@ -8,9 +8,10 @@ use moe_layers::parallel::{Counted, ExpertPlacement, InProcess, ShardedExperts};
 use moe_layers::{Activation, AutodiffMoeBackend, Experts, MoeConfig, Routing, dispatch};
 use moe_tests::{Case, assert_close, cases, host, on_every_backend_and_unfused, random, tensor};
 
-use crate::layers::{experts, routing};
+use crate::layers::{by_loops, experts, routing};
 
 on_every_backend_and_unfused!(
+    sharded_experts_match_the_loops,
     tokens_of_one_rank_give_what_one_device_gives,
     tokens_of_every_rank_give_what_one_device_gives,
     slots_of_nobody_stay_where_they_are,
@@ -91,6 +92,20 @@ fn tokens_of_one_rank_give_what_one_device_gives<B: AutodiffMoeBackend>(device: 
         let experts = experts::<B>(case, activation, bias, device);
         let given = Given::<B>::new(case, device);
         let expected = given.on_one_device(&experts);
+        for placement in placements(case.experts) {
+            let (sharded, exchange) = shards(&experts, &placement, device);
+            let output = sharded.forward_one(given.tokens.clone(), &given.routing, &exchange);
+            let actual = given.gradients(output, &sharded.shards);
+            assert_same(&format!("{}, {placement:?}", case.name), &actual, &expected);
+        }
+    }
+}
+
+fn sharded_experts_match_the_loops<B: AutodiffMoeBackend>(device: &B::Device) {
+    for (i, case) in cases(2).iter().enumerate() {
+        let activation = [Activation::SwiGlu, Activation::Gelu, Activation::Relu][i % 3];
+        let experts = experts::<B>(case, activation, true, device);
+        let (given, expected) = (Given::<B>::new(case, device), by_loops(case, activation, true));
         for placement in placements(case.experts) {
             let (sharded, exchange) = shards(&experts, &placement, device);
             let output = sharded.forward_one(given.tokens.clone(), &given.routing, &exchange);
@@ -257,31 +272,23 @@ fn gradients_of_experts_have_the_same_bits_on_ndarray() {
 #[cfg(feature = "flex")]
 #[test]
 fn low_precision_loses_no_more_than_twice_what_plain_ops_lose() {
-    const FACTOR: f64 = 2.0;
     type B = moe_tests::Flex;
     let (device, case) = (Default::default(), moe_tests::CASES.iter().find(|case| case.name == "bench A, small"));
     let case = case.expect("in the catalogue");
     let experts = experts::<B>(case, Activation::SwiGlu, true, &device);
     let placement = ExpertPlacement::even(case.experts, 3).expect("enough experts");
     let (sharded, exchange) = shards(&experts, &placement, &device);
-    let error = |found: &[f64], exact: &[f64]| {
-        let squares = found.iter().zip(exact).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
-        (squares / exact.iter().map(|y| y * y).sum::<f64>()).sqrt()
-    };
+    let exact = by_loops(case, Activation::SwiGlu, true);
     let given = Given::<B>::new(case, &device);
-    let plain = |dtype| {
-        let output = dispatch::dense(given.tokens.clone().cast(dtype), &experts, &given.routing);
-        given.gradients(output.cast(DType::F32), std::slice::from_ref(&experts))
-    };
-    let exact = plain(DType::F32);
-    for dtype in [DType::BF16, DType::F16] {
-        let output = sharded.forward_one(given.tokens.clone().cast(dtype), &given.routing, &exchange);
+    for (dtype, called) in moe_tests::HALF {
+        let tokens = || given.tokens.clone().cast(dtype);
+        let output = sharded.forward_one(tokens(), &given.routing, &exchange);
         assert_eq!(output.dtype(), dtype);
         let found = given.gradients(output.cast(DType::F32), &sharded.shards);
-        for (((name, exact), (_, found)), (_, plain)) in exact.iter().zip(&found).zip(&plain(dtype)) {
-            let (found, plain) = (error(found, exact), error(plain, exact));
-            assert!(plain > 1e-5, "{dtype:?}, {name}: nothing was rounded");
-            assert!(found <= FACTOR * plain, "{dtype:?}, {name}: error {found:e}, plain {plain:e}");
+        let plain = dispatch::dense(tokens(), &experts, &given.routing).cast(DType::F32);
+        let plain = given.gradients(plain, std::slice::from_ref(&experts));
+        for (((name, exact), (_, found)), (_, plain)) in exact.iter().zip(&found).zip(&plain) {
+            moe_tests::assert_like_plain_ops(name, called, [found, plain], exact);
         }
     }
 }
