@@ -14,6 +14,7 @@ mod crash_test;
 mod files;
 mod help;
 mod layers;
+mod machine;
 mod metadata;
 mod numerics;
 mod paths;
