@@ -20,7 +20,7 @@ const NOTES_VARIABLE: &str = "MOE_MUTATION_NOTES";
 /// Files of every kind, then records behind their checksums.
 const TESTS: [&[&str]; 2] = [
     &["--package", "moe-train", "--package", "moe-tests", "--test", "mutated"],
-    &["--package", "moe-train", "--lib", "changed_bytes"],
+    &["--package", "moe-train", "--package", "moe-tests", "--lib", "changed_bytes"],
 ];
 
 /// Options of the command.
