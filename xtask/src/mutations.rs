@@ -45,7 +45,8 @@ pub(crate) fn run(args: &MutationsArgs) -> Result<()> {
     let notes = cargo::root().join("target/mutations.jsonl");
     at(&notes, fs::create_dir_all(notes.with_file_name("")))?;
     at(&notes, fs::write(&notes, ""))?;
-    let started = Instant::now();
+    // Files may change while the tests run, what they were built from does not.
+    let (machine, started) = (machine::here(), Instant::now());
     for tests in TESTS {
         let mut command = cargo::cargo();
         command.args(["test", "--quiet"]).args(tests);
@@ -58,7 +59,7 @@ pub(crate) fn run(args: &MutationsArgs) -> Result<()> {
     }
     let readers = readers(&at(&notes, fs::read_to_string(&notes))?)?;
     println!("{}", summary(&readers));
-    args.json.as_deref().map_or(Ok(()), |path| write(path, args, started.elapsed().as_secs(), &readers))
+    args.json.as_deref().map_or(Ok(()), |path| write(path, args, (machine, started.elapsed().as_secs()), &readers))
 }
 
 /// A line for each original, in the order of their names: tests run at once.
@@ -74,9 +75,9 @@ fn summary(readers: &[Value]) -> String {
     format!("{files} changed files of {} originals: an error or what is still right, no panic", readers.len())
 }
 
-fn write(path: &Path, args: &MutationsArgs, seconds: u64, readers: &[Value]) -> Result<()> {
+fn write(path: &Path, args: &MutationsArgs, (machine, seconds): (Value, u64), readers: &[Value]) -> Result<()> {
     let head = json!({
-        "machine": machine::here(),
+        "machine": machine,
         "changes_of_each": args.rounds,
         "first_seed": args.seed,
         "seconds": seconds,
@@ -98,7 +99,7 @@ mod tests {
         assert_eq!(summary(&readers).split(':').next(), Some("6 changed files of 2 originals"));
         let path = std::env::temp_dir().join(format!("xtask-mutations-{}.json", std::process::id()));
         let args = MutationsArgs { rounds: 3, seed: 5, threads: None, json: None };
-        write(&path, &args, 7, &readers).unwrap();
+        write(&path, &args, (json!({}), 7), &readers).unwrap();
         let record: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).expect("JSON");
         fs::remove_file(&path).unwrap();
         assert_eq!((&record["changes_of_each"], &record["first_seed"]), (&json!(3), &json!(5)));
