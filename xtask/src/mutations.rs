@@ -17,10 +17,10 @@ const ROUNDS_VARIABLE: &str = "MOE_MUTATIONS";
 const SEED_VARIABLE: &str = "MOE_MUTATION_SEED";
 const NOTES_VARIABLE: &str = "MOE_MUTATION_NOTES";
 
-/// Files of every kind, then records behind their checksums.
+/// Records behind their checksums, then files of every kind.
 const TESTS: [&[&str]; 2] = [
-    &["--package", "moe-train", "--package", "moe-tests", "--test", "mutated"],
     &["--package", "moe-train", "--package", "moe-tests", "--lib", "changed_bytes"],
+    &["--package", "moe-train", "--package", "moe-tests", "--test", "mutated"],
 ];
 
 /// Options of the command.
