@@ -74,6 +74,13 @@ impl<B: AutodiffMoeBackend> Given<B> {
         ]
     }
 
+    /// The same with the experts on several ranks and all tokens on the first of them; and what crossed.
+    fn on_ranks(&self, experts: &Experts<B>, placement: &ExpertPlacement) -> (Named, Counted<InProcess<B>>) {
+        let (sharded, exchange) = shards(experts, placement, &self.tokens.device());
+        let output = sharded.forward_one(self.tokens.clone(), &self.routing, &exchange);
+        (self.gradients(output, &sharded.shards), exchange)
+    }
+
     fn on_one_device(&self, experts: &Experts<B>) -> Named {
         let output = dispatch::grouped(self.tokens.clone(), experts, &self.routing);
         self.gradients(output, std::slice::from_ref(experts))
@@ -93,9 +100,7 @@ fn tokens_of_one_rank_give_what_one_device_gives<B: AutodiffMoeBackend>(device: 
         let given = Given::<B>::new(case, device);
         let expected = given.on_one_device(&experts);
         for placement in placements(case.experts) {
-            let (sharded, exchange) = shards(&experts, &placement, device);
-            let output = sharded.forward_one(given.tokens.clone(), &given.routing, &exchange);
-            let actual = given.gradients(output, &sharded.shards);
+            let (actual, _) = given.on_ranks(&experts, &placement);
             assert_same(&format!("{}, {placement:?}", case.name), &actual, &expected);
         }
     }
@@ -107,9 +112,7 @@ fn sharded_experts_match_the_loops<B: AutodiffMoeBackend>(device: &B::Device) {
         let experts = experts::<B>(case, activation, true, device);
         let (given, expected) = (Given::<B>::new(case, device), by_loops(case, activation, true));
         for placement in placements(case.experts) {
-            let (sharded, exchange) = shards(&experts, &placement, device);
-            let output = sharded.forward_one(given.tokens.clone(), &given.routing, &exchange);
-            let actual = given.gradients(output, &sharded.shards);
+            let (actual, _) = given.on_ranks(&experts, &placement);
             assert_same(&format!("{}, {placement:?}", case.name), &actual, &expected);
         }
     }
@@ -160,10 +163,9 @@ fn slots_of_nobody_stay_where_they_are<B: AutodiffMoeBackend>(device: &B::Device
         let experts = experts::<B>(case, Activation::SwiGlu, true, device);
         let expected = partly_dropped::<B>(case, kept, device).on_one_device(&experts);
         for placement in placements(case.experts) {
-            let (sharded, exchange) = shards(&experts, &placement, device);
             let given = partly_dropped::<B>(case, kept, device);
-            let output = sharded.forward_one(given.tokens.clone(), &given.routing, &exchange);
-            assert_same(&format!("{kept} kept, {placement:?}"), &given.gradients(output, &sharded.shards), &expected);
+            let (actual, exchange) = given.on_ranks(&experts, &placement);
+            assert_same(&format!("{kept} kept, {placement:?}"), &actual, &expected);
             let rows: usize = exchange.take()[0].rows.iter().flatten().sum();
             assert_eq!(rows, given.routing.counts().into_data().iter::<i64>().sum::<i64>() as usize);
         }
@@ -237,9 +239,7 @@ fn gradients_of_experts_have_the_same_bits<B: AutodiffMoeBackend>(device: &B::De
         let given = Given::<B>::new(case, device);
         let expected = given.on_one_device(&experts);
         for placement in placements(case.experts) {
-            let (sharded, exchange) = shards(&experts, &placement, device);
-            let output = sharded.forward_one(given.tokens.clone(), &given.routing, &exchange);
-            let actual = given.gradients(output, &sharded.shards);
+            let (actual, _) = given.on_ranks(&experts, &placement);
             let what = format!("{}, {placement:?}", case.name);
             assert_same(&what, &actual, &expected);
             let sums_differ = case.top_k > 2 || bias && case.top_k == 2;
