@@ -9,6 +9,7 @@ mod backends;
 mod cases;
 mod compare;
 mod errors;
+mod half;
 mod torch_layer;
 
 pub use alloc::{CountingAllocator, live_bytes, take_largest_piece, take_peak_bytes};
@@ -18,4 +19,5 @@ pub use compare::{
     ABSOLUTE, RELATIVE, assert_close, host, in_f64, numeric_gradient, numeric_gradient_by_rows, random, tensor,
 };
 pub use errors::{note_error, relative_error};
+pub use half::{HALF, assert_like_plain_ops, mean_square_error, rounded};
 pub use torch_layer::{Compared, layer_beside_torch};

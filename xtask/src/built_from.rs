@@ -11,13 +11,23 @@ const COMMIT: &str = "MOE_BENCH_COMMIT";
 
 /// Tells a build what it is of. Nothing is said that is not known: outside a checkout there is no commit.
 pub(crate) fn note(build: &mut Command) {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    for (variable, value) in [(RUSTC, output(Command::new(rustc).arg("--version"))), (COMMIT, commit(&cargo::root()))] {
+    for (variable, value) in [(RUSTC, compiler()), (COMMIT, checkout())] {
         match value {
             Some(value) => build.env(variable, value),
             None => build.env_remove(variable),
         };
     }
+}
+
+/// What the compiler calls itself.
+pub(crate) fn compiler() -> Option<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    output(Command::new(rustc).arg("--version"))
+}
+
+/// The commit of the workspace; ends in `+` when files differ from it.
+pub(crate) fn checkout() -> Option<String> {
+    commit(&cargo::root())
 }
 
 /// The commit that is checked out at `root`; ends in `+` when files differ from it.
@@ -27,7 +37,8 @@ fn commit(root: &Path) -> Option<String> {
     Some(if changed.is_empty() { commit } else { commit + "+" })
 }
 
-fn output(command: &mut Command) -> Option<String> {
+/// What a program prints, if it succeeds.
+pub(crate) fn output(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8_lossy(&output.stdout).trim().into())
 }

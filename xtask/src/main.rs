@@ -14,7 +14,9 @@ mod crash_test;
 mod files;
 mod help;
 mod layers;
+mod machine;
 mod metadata;
+mod mutations;
 mod numerics;
 mod paths;
 mod plan;
@@ -73,6 +75,8 @@ enum Task {
     },
     /// The worst error of every op and layer against its oracle in f64, out of the cross-backend suite
     Numerics(numerics::NumericsArgs),
+    /// Every reader of files against many files that were changed at random, and the record of it
+    Mutations(mutations::MutationsArgs),
     /// Runs the checks of the continuous integration: all of them, or those named
     Check {
         /// Which checks, in the order given. Default: all
@@ -137,6 +141,7 @@ fn perform(task: Task) -> Result<()> {
         Task::CrashTest(args) => crash_test::run(&args),
         Task::Test { backend, args } => suite::run(backend, &args),
         Task::Numerics(args) => numerics::run(&args),
+        Task::Mutations(args) => mutations::run(&args),
         Task::Check { checks } => checks::run(&checks),
         Task::HelpTexts { write } => help::compare(write),
         Task::GpuBundle { out, text } => bundle::build(&out, text.as_deref()),

@@ -230,8 +230,8 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// By the series `1/2 + density(x) * (x + x^3/3 + x^5/(3 * 5) + ..)`; beyond 8, where it is within 1e-15 of them, 0 or 1.
-fn normal_cdf(x: f64) -> f64 {
+/// The normal distribution function, by the series `1/2 + density(x) * (x + x^3/3 + x^5/(3 * 5) + ..)`; beyond 8, where it is within 1e-15 of them, 0 or 1.
+pub fn normal_cdf(x: f64) -> f64 {
     if x.abs() > 8.0 {
         return f64::from(x > 0.0);
     }

@@ -8,9 +8,10 @@ use moe_layers::parallel::{Counted, ExpertPlacement, InProcess, ShardedExperts};
 use moe_layers::{Activation, AutodiffMoeBackend, Experts, MoeConfig, Routing, dispatch};
 use moe_tests::{Case, assert_close, cases, host, on_every_backend_and_unfused, random, tensor};
 
-use crate::layers::{experts, routing};
+use crate::layers::{by_loops, experts, routing};
 
 on_every_backend_and_unfused!(
+    sharded_experts_match_the_loops,
     tokens_of_one_rank_give_what_one_device_gives,
     tokens_of_every_rank_give_what_one_device_gives,
     slots_of_nobody_stay_where_they_are,
@@ -73,6 +74,13 @@ impl<B: AutodiffMoeBackend> Given<B> {
         ]
     }
 
+    /// The same with the experts on several ranks and all tokens on the first of them; and what crossed.
+    fn on_ranks(&self, experts: &Experts<B>, placement: &ExpertPlacement) -> (Named, Counted<InProcess<B>>) {
+        let (sharded, exchange) = shards(experts, placement, &self.tokens.device());
+        let output = sharded.forward_one(self.tokens.clone(), &self.routing, &exchange);
+        (self.gradients(output, &sharded.shards), exchange)
+    }
+
     fn on_one_device(&self, experts: &Experts<B>) -> Named {
         let output = dispatch::grouped(self.tokens.clone(), experts, &self.routing);
         self.gradients(output, std::slice::from_ref(experts))
@@ -92,9 +100,19 @@ fn tokens_of_one_rank_give_what_one_device_gives<B: AutodiffMoeBackend>(device: 
         let given = Given::<B>::new(case, device);
         let expected = given.on_one_device(&experts);
         for placement in placements(case.experts) {
-            let (sharded, exchange) = shards(&experts, &placement, device);
-            let output = sharded.forward_one(given.tokens.clone(), &given.routing, &exchange);
-            let actual = given.gradients(output, &sharded.shards);
+            let (actual, _) = given.on_ranks(&experts, &placement);
+            assert_same(&format!("{}, {placement:?}", case.name), &actual, &expected);
+        }
+    }
+}
+
+fn sharded_experts_match_the_loops<B: AutodiffMoeBackend>(device: &B::Device) {
+    for (i, case) in cases(2).iter().enumerate() {
+        let activation = [Activation::SwiGlu, Activation::Gelu, Activation::Relu][i % 3];
+        let experts = experts::<B>(case, activation, true, device);
+        let (given, expected) = (Given::<B>::new(case, device), by_loops(case, activation, true));
+        for placement in placements(case.experts) {
+            let (actual, _) = given.on_ranks(&experts, &placement);
             assert_same(&format!("{}, {placement:?}", case.name), &actual, &expected);
         }
     }
@@ -145,10 +163,9 @@ fn slots_of_nobody_stay_where_they_are<B: AutodiffMoeBackend>(device: &B::Device
         let experts = experts::<B>(case, Activation::SwiGlu, true, device);
         let expected = partly_dropped::<B>(case, kept, device).on_one_device(&experts);
         for placement in placements(case.experts) {
-            let (sharded, exchange) = shards(&experts, &placement, device);
             let given = partly_dropped::<B>(case, kept, device);
-            let output = sharded.forward_one(given.tokens.clone(), &given.routing, &exchange);
-            assert_same(&format!("{kept} kept, {placement:?}"), &given.gradients(output, &sharded.shards), &expected);
+            let (actual, exchange) = given.on_ranks(&experts, &placement);
+            assert_same(&format!("{kept} kept, {placement:?}"), &actual, &expected);
             let rows: usize = exchange.take()[0].rows.iter().flatten().sum();
             assert_eq!(rows, given.routing.counts().into_data().iter::<i64>().sum::<i64>() as usize);
         }
@@ -222,9 +239,7 @@ fn gradients_of_experts_have_the_same_bits<B: AutodiffMoeBackend>(device: &B::De
         let given = Given::<B>::new(case, device);
         let expected = given.on_one_device(&experts);
         for placement in placements(case.experts) {
-            let (sharded, exchange) = shards(&experts, &placement, device);
-            let output = sharded.forward_one(given.tokens.clone(), &given.routing, &exchange);
-            let actual = given.gradients(output, &sharded.shards);
+            let (actual, _) = given.on_ranks(&experts, &placement);
             let what = format!("{}, {placement:?}", case.name);
             assert_same(&what, &actual, &expected);
             let sums_differ = case.top_k > 2 || bias && case.top_k == 2;
@@ -257,31 +272,23 @@ fn gradients_of_experts_have_the_same_bits_on_ndarray() {
 #[cfg(feature = "flex")]
 #[test]
 fn low_precision_loses_no_more_than_twice_what_plain_ops_lose() {
-    const FACTOR: f64 = 2.0;
     type B = moe_tests::Flex;
     let (device, case) = (Default::default(), moe_tests::CASES.iter().find(|case| case.name == "bench A, small"));
     let case = case.expect("in the catalogue");
     let experts = experts::<B>(case, Activation::SwiGlu, true, &device);
     let placement = ExpertPlacement::even(case.experts, 3).expect("enough experts");
     let (sharded, exchange) = shards(&experts, &placement, &device);
-    let error = |found: &[f64], exact: &[f64]| {
-        let squares = found.iter().zip(exact).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
-        (squares / exact.iter().map(|y| y * y).sum::<f64>()).sqrt()
-    };
+    let exact = by_loops(case, Activation::SwiGlu, true);
     let given = Given::<B>::new(case, &device);
-    let plain = |dtype| {
-        let output = dispatch::dense(given.tokens.clone().cast(dtype), &experts, &given.routing);
-        given.gradients(output.cast(DType::F32), std::slice::from_ref(&experts))
-    };
-    let exact = plain(DType::F32);
-    for dtype in [DType::BF16, DType::F16] {
-        let output = sharded.forward_one(given.tokens.clone().cast(dtype), &given.routing, &exchange);
+    for (dtype, called) in moe_tests::HALF {
+        let tokens = || given.tokens.clone().cast(dtype);
+        let output = sharded.forward_one(tokens(), &given.routing, &exchange);
         assert_eq!(output.dtype(), dtype);
         let found = given.gradients(output.cast(DType::F32), &sharded.shards);
-        for (((name, exact), (_, found)), (_, plain)) in exact.iter().zip(&found).zip(&plain(dtype)) {
-            let (found, plain) = (error(found, exact), error(plain, exact));
-            assert!(plain > 1e-5, "{dtype:?}, {name}: nothing was rounded");
-            assert!(found <= FACTOR * plain, "{dtype:?}, {name}: error {found:e}, plain {plain:e}");
+        let plain = dispatch::dense(tokens(), &experts, &given.routing).cast(DType::F32);
+        let plain = given.gradients(plain, std::slice::from_ref(&experts));
+        for (((name, exact), (_, found)), (_, plain)) in exact.iter().zip(&found).zip(&plain) {
+            moe_tests::assert_like_plain_ops(name, called, [found, plain], exact);
         }
     }
 }

@@ -30,40 +30,27 @@ fn grouped_products_sum_in_f32<B: AutodiffMoeBackend>(device: &B::Device) {
 mod beside_plain_ops {
     use burn::tensor::backend::Backend;
     use moe_layers::{Activation, dispatch};
-    use moe_tests::{CASES, Flex, note_error};
+    use moe_tests::{CASES, Flex, HALF, assert_like_plain_ops};
 
-    use super::*;
     use crate::layers::{by_loops, values_and_gradients};
-
-    /// Errors compared with `dispatch::dense`, both against loops in f64.
-    const FACTOR: f64 = 2.0;
-
-    fn error(found: &[f64], exact: &[f64]) -> f64 {
-        let squares = found.iter().zip(exact).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
-        (squares / exact.iter().map(|y| y * y).sum::<f64>()).sqrt()
-    }
 
     /// Output and the gradients of tokens, gates, weights and biases.
     #[test]
     fn low_precision_loses_no_more_than_twice_what_plain_ops_lose() {
         let (device, case) = (Default::default(), CASES.iter().find(|case| case.name == "bench A, small"));
         let case = case.expect("in the catalogue");
-        assert!([DType::BF16, DType::F16].iter().all(|&dtype| Flex::supports_dtype(&device, dtype)));
+        assert!(HALF.iter().all(|&(dtype, _)| Flex::supports_dtype(&device, dtype)));
         for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu] {
+            // Under ReLU a pre-activation that is rounded to the other side of 0 takes a whole slope with it.
+            let kind = if activation == Activation::Relu { " with ReLU" } else { "" };
             for bias in [false, true] {
                 let run = |dtype, path| values_and_gradients::<Flex>(case, activation, bias, path, dtype, &device);
                 let exact = by_loops(case, activation, bias);
-                for (dtype, called) in [(DType::BF16, "bf16"), (DType::F16, "f16")] {
+                for (dtype, called) in HALF {
                     let (ours, plain) = (run(dtype, dispatch::grouped), run(dtype, dispatch::dense));
                     for (((name, exact), (_, ours)), (_, plain)) in exact.iter().zip(&ours).zip(&plain) {
-                        let what = format!("{dtype:?}, {activation:?}, bias {bias}, {name}");
-                        // Under ReLU a pre-activation that is rounded to the other side of 0 takes a whole slope with it.
-                        let noted =
-                            if activation == Activation::Relu { format!("{name} with ReLU") } else { what.clone() };
-                        note_error(&noted, called, ours, exact);
-                        let (ours, plain) = (error(ours, exact), error(plain, exact));
-                        assert!(plain > 1e-5, "{what}: nothing was rounded");
-                        assert!(ours <= FACTOR * plain, "{what}: error {ours:e}, plain {plain:e}");
+                        let what = format!("{activation:?}, bias {bias}, {name}{kind}");
+                        assert_like_plain_ops(&what, called, [ours, plain], exact);
                     }
                 }
             }

@@ -1,5 +1,6 @@
 //! The suite that all backends share. One program: a CubeCL backend is compiled anew into every program that uses it.
 
+mod attention;
 mod default_moe;
 mod expert_ffn;
 mod expert_parallel;
@@ -8,6 +9,7 @@ mod fused;
 mod kernels;
 mod layers;
 mod linear;
+mod losses;
 mod low_precision;
 mod model;
 mod partial_plan;

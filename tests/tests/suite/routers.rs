@@ -14,6 +14,7 @@ use moe_tests::{assert_close, host, on_every_backend, random, tensor};
 on_every_backend!(
     grouped_dispatch_of_every_decision_matches_the_dense_oracle,
     values_and_gradients_match_those_in_f64,
+    layers_with_a_capacity_match_those_in_f64,
     the_router_gradient_is_the_slope_along_a_direction,
     a_capacity_drops_what_its_slots_say,
     unchosen_experts_have_the_gate_they_would_have,
@@ -82,13 +83,26 @@ type Path<B> = fn(Tensor<B, 2>, &Experts<B>, &Routing<B>) -> Tensor<B, 2>;
 
 /// Output, and gradients of tokens, router and experts.
 fn run<B: AutodiffMoeBackend>(config: &MoeConfig, path: Path<B>, device: &B::Device) -> Vec<(&'static str, Vec<f64>)> {
-    let (moe, tokens) = (layer::<B>(config, device), tokens::<B>(device));
-    let routing = route(&moe, tokens.clone(), device);
+    run_on(config, path, &random(SIZES[0] * SIZES[1], 4), None, device)
+}
+
+/// [`run`] on these tokens, with activations in `dtype`, if there is one.
+fn run_on<B: AutodiffMoeBackend>(
+    config: &MoeConfig,
+    path: Path<B>,
+    tokens: &[f64],
+    dtype: Option<DType>,
+    device: &B::Device,
+) -> Vec<(&'static str, Vec<f64>)> {
+    let moe = layer::<B>(config, device);
+    let tokens = tensor::<B, 2>(tokens, [SIZES[0], SIZES[1]], device).require_grad();
+    let input = dtype.map_or(tokens.clone(), |dtype| tokens.clone().cast(dtype));
+    let routing = route(&moe, input.clone(), device);
     let routing = match &config.capacity {
         Some(capacity) => capacity.apply(routing, SIZES[4]),
         None => routing,
     };
-    let output = path(tokens.clone(), &moe.experts, &routing);
+    let output = path(input, &moe.experts, &routing).cast(tokens.dtype());
     let weight = tensor(&random(SIZES[0] * SIZES[1], 9), output.dims(), device);
     let grads = (output.clone() * weight).sum().backward();
     let mut all = vec![
@@ -116,16 +130,67 @@ fn grouped_dispatch_of_every_decision_matches_the_dense_oracle<B: AutodiffMoeBac
 }
 
 /// Every expert on every token in f64, in burn's own ops, whose gradient [`the_router_gradient_in_f64_is_the_slope`] checks.
-fn values_and_gradients_match_those_in_f64<B: AutodiffMoeBackend>(_device: &B::Device) {
+#[cfg(feature = "flex")]
+fn in_f64(config: &MoeConfig, tokens: &[f64]) -> Vec<(&'static str, Vec<f64>)> {
+    let mut found = Vec::new();
+    moe_tests::in_f64(|| {
+        found = run_on::<moe_tests::Flex>(config, dispatch::dense, tokens, None, &Default::default());
+    });
+    found
+}
+
+fn assert_as_in_f64<B: AutodiffMoeBackend>(_config: &MoeConfig, _device: &B::Device) {
     #[cfg(feature = "flex")]
-    for rule in rules() {
-        let config = config(rule);
-        let mut expected = Vec::new();
-        moe_tests::in_f64(|| expected = run::<moe_tests::Flex>(&config, dispatch::dense, &Default::default()));
-        for ((name, found), (_, expected)) in run::<B>(&config, dispatch::grouped, _device).iter().zip(&expected) {
-            assert_close(&format!("{:?}, {name}", config.router), found, expected);
+    {
+        let expected = in_f64(_config, &random(SIZES[0] * SIZES[1], 4));
+        for ((name, found), (_, expected)) in run::<B>(_config, dispatch::grouped, _device).iter().zip(&expected) {
+            assert_close(&format!("{:?}, {:?}, {name}", _config.router, _config.capacity), found, expected);
         }
     }
+}
+
+fn values_and_gradients_match_those_in_f64<B: AutodiffMoeBackend>(device: &B::Device) {
+    rules().into_iter().for_each(|rule| assert_as_in_f64::<B>(&config(rule), device));
+}
+
+/// Layers that drop a part of what was chosen, by every policy.
+fn with_capacities() -> Vec<MoeConfig> {
+    let rules = [RouterRule::TopK, RouterRule::Relu(ReluOptions::new())];
+    let policies = [DropPolicy::Position, DropPolicy::Probability, DropPolicy::BatchPriority];
+    let capacities = policies.map(|policy| Capacity::new(0.7).with_policy(policy));
+    let of = |rule: RouterRule| capacities.clone().map(|capacity| config(rule.clone()).with_capacity(Some(capacity)));
+    rules.into_iter().flat_map(of).collect()
+}
+
+fn layers_with_a_capacity_match_those_in_f64<B: AutodiffMoeBackend>(device: &B::Device) {
+    with_capacities().iter().for_each(|config| assert_as_in_f64::<B>(config, device));
+}
+
+/// On the same numbers, so with the same choices, which are made in f32.
+#[cfg(feature = "flex")]
+fn assert_low_precision(config: &MoeConfig) {
+    let device = Default::default();
+    for (dtype, called) in moe_tests::HALF {
+        let tokens = moe_tests::rounded::<moe_tests::Flex>(SIZES[0] * SIZES[1], 4, dtype, &device);
+        let run = |path| run_on::<moe_tests::Flex>(config, path, &tokens, Some(dtype), &device);
+        let (found, plain) = (run(dispatch::grouped), run(dispatch::dense));
+        for (((name, exact), (_, found)), (_, plain)) in in_f64(config, &tokens).iter().zip(&found).zip(&plain) {
+            let what = format!("{:?}, {:?}, {name}", config.router, config.capacity);
+            moe_tests::assert_like_plain_ops(&what, called, [found, plain], exact);
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+#[test]
+fn low_precision_loses_no_more_than_twice_what_plain_ops_lose() {
+    rules().into_iter().for_each(|rule| assert_low_precision(&config(rule)));
+}
+
+#[cfg(feature = "flex")]
+#[test]
+fn low_precision_with_a_capacity_loses_no_more_than_twice_what_plain_ops_lose() {
+    with_capacities().iter().for_each(assert_low_precision);
 }
 
 #[cfg(feature = "flex")]
@@ -135,21 +200,16 @@ fn the_router_gradient_in_f64_is_the_slope() {
 }
 
 fn a_capacity_drops_what_its_slots_say<B: AutodiffMoeBackend>(device: &B::Device) {
-    let rules = [RouterRule::TopK, RouterRule::Relu(ReluOptions::new())];
-    for policy in [DropPolicy::Position, DropPolicy::Probability, DropPolicy::BatchPriority] {
-        for rule in &rules {
-            let capacity = Capacity::new(0.7).with_policy(policy);
-            let config = config(rule.clone()).with_capacity(Some(capacity.clone()));
-            assert_dense::<B>(&config, device);
+    for config in with_capacities() {
+        assert_dense::<B>(&config, device);
 
-            let moe = layer::<B>(&config, device);
-            let free = route(&moe, tokens(device), device);
-            let most = capacity.slots(SIZES[0], SIZES[4], SIZES[3]) as f64;
-            let expected: Vec<f64> = host(free.counts().float()).into_iter().map(|count| count.min(most)).collect();
-            let out = moe.forward(tokens(device));
-            assert_eq!(host(out.routing.counts().float()), expected, "{policy:?}, {rule:?}");
-            assert_eq!(host(out.routing.demand().float()), host(free.counts().float()), "{policy:?}, {rule:?}");
-        }
+        let (moe, capacity) = (layer::<B>(&config, device), config.capacity.as_ref().expect("it was configured"));
+        let free = route(&moe, tokens(device), device);
+        let most = capacity.slots(SIZES[0], SIZES[4], SIZES[3]) as f64;
+        let expected: Vec<f64> = host(free.counts().float()).into_iter().map(|count| count.min(most)).collect();
+        let out = moe.forward(tokens(device));
+        assert_eq!(host(out.routing.counts().float()), expected, "{config}");
+        assert_eq!(host(out.routing.demand().float()), host(free.counts().float()), "{config}");
     }
 }
 

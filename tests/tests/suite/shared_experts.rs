@@ -14,7 +14,7 @@ on_every_backend_and_portable!(
 );
 
 /// Tokens, width, and width of all shared experts together.
-const SIZES: [usize; 3] = [7, 5, 6];
+const SIZES: [usize; 3] = [33, 17, 24];
 
 fn values_and_gradients_match_the_loops<B: AutodiffMoeBackend>(device: &B::Device) {
     for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu] {
@@ -62,10 +62,22 @@ fn layer<B: AutodiffMoeBackend>(activation: Activation, gate: bool, device: &B::
 
 /// Output, and the gradients of `sum(output * grad)`.
 fn run<B: AutodiffMoeBackend>(activation: Activation, gate: bool, device: &B::Device) -> Vec<(&'static str, Vec<f64>)> {
-    let ([t, d, _], numbers) = (SIZES, numbers(activation));
+    let forward = |moe: &Moe<B>, tokens: &Tensor<B, 2>| moe.forward(tokens.clone()).output;
+    run_as(&numbers(activation), activation, gate, forward, device)
+}
+
+/// [`run`] where the layer's output comes from `forward`.
+fn run_as<B: AutodiffMoeBackend>(
+    numbers: &Numbers,
+    activation: Activation,
+    gate: bool,
+    forward: impl Fn(&Moe<B>, &Tensor<B, 2>) -> Tensor<B, 2>,
+    device: &B::Device,
+) -> Vec<(&'static str, Vec<f64>)> {
+    let [t, d, _] = SIZES;
     let moe = layer::<B>(activation, gate, device);
     let tokens = tensor::<B, 2>(&numbers.tokens, [t, d], device).require_grad();
-    let output = moe.forward(tokens.clone()).output;
+    let output = forward(&moe, &tokens);
     let grads = (output.clone() * tensor(&numbers.grad, [t, d], device)).sum().backward();
     let shared = moe.shared.expect("it was configured");
     let mut all = vec![
@@ -80,7 +92,11 @@ fn run<B: AutodiffMoeBackend>(activation: Activation, gate: bool, device: &B::De
 
 /// The same, in the same order.
 fn by_loops(activation: Activation, gate: bool) -> Vec<Vec<f64>> {
-    let ([t, d, f], numbers) = (SIZES, numbers(activation));
+    loops_over(numbers(activation), activation, gate)
+}
+
+fn loops_over(numbers: Numbers, activation: Activation, gate: bool) -> Vec<Vec<f64>> {
+    let [t, d, f] = SIZES;
     let logit = |token: &[f64]| token.iter().zip(&numbers.gate).map(|(x, g)| x * g).sum::<f64>();
     let sigmoid = |token: &[f64]| 1.0 / (1.0 + (-logit(token)).exp());
     let gates: Vec<f64> = numbers.tokens.chunks(d).map(|token| if gate { sigmoid(token) } else { 1.0 }).collect();
@@ -118,4 +134,60 @@ fn a_layer_adds_them_to_its_routed_experts<B: AutodiffMoeBackend>(device: &B::De
 fn no_tokens_are_no_output<B: AutodiffMoeBackend>(device: &B::Device) {
     let moe = layer::<B>(Activation::SwiGlu, true, device);
     assert_eq!(moe.forward(Tensor::<B, 2>::zeros([0, SIZES[1]], device)).output.dims(), [0, SIZES[1]]);
+}
+
+#[cfg(feature = "flex")]
+mod low_precision {
+    use burn::tensor::DType;
+    use burn::tensor::activation::{gelu, relu, sigmoid, silu};
+    use moe_tests::{Flex, HALF, assert_like_plain_ops, rounded};
+
+    use super::*;
+
+    /// The shared experts in burn's own ops in the dtype of the tokens.
+    fn plain(moe: &Moe<Flex>, tokens: &Tensor<Flex, 2>) -> Tensor<Flex, 2> {
+        let (dtype, shared) = (tokens.dtype(), moe.shared.as_ref().expect("it was configured"));
+        let hidden = tokens.clone().matmul(shared.w_in.val().cast(dtype));
+        let hidden = match shared.activation() {
+            Activation::SwiGlu => {
+                let halves = hidden.chunk(2, 1);
+                silu(halves[0].clone()) * halves[1].clone()
+            }
+            Activation::Gelu => gelu(hidden),
+            Activation::Relu => relu(hidden),
+        };
+        let output = hidden.matmul(shared.w_out.val().cast(dtype));
+        match &moe.shared_gate {
+            Some(gate) => output * sigmoid(tokens.clone().matmul(gate.val().cast(dtype))),
+            None => output,
+        }
+    }
+
+    /// Twice the mean-square error of plain ops at most.
+    #[test]
+    fn low_precision_loses_no_more_than_twice_what_plain_ops_lose() {
+        let device = Default::default();
+        for activation in [Activation::SwiGlu, Activation::Gelu, Activation::Relu] {
+            let kind = if activation == Activation::Relu { " with ReLU" } else { "" };
+            for (gate, (dtype, called)) in [false, true].into_iter().flat_map(|gate| HALF.map(|half| (gate, half))) {
+                let tokens = rounded::<Flex>(SIZES[0] * SIZES[1], 1, dtype, &device);
+                let numbers = || Numbers { tokens: tokens.clone(), ..numbers(activation) };
+                let run = |path: fn(&Moe<Flex>, &Tensor<Flex, 2>) -> Tensor<Flex, 2>| {
+                    let forward = |moe: &Moe<Flex>, tokens: &Tensor<Flex, 2>| {
+                        let output = path(moe, &tokens.clone().cast(dtype));
+                        assert_eq!(output.dtype(), dtype);
+                        output.cast(DType::F32)
+                    };
+                    run_as::<Flex>(&numbers(), activation, gate, forward, &device)
+                };
+                let (found, plain) = (run(|moe, tokens| moe.forward(tokens.clone()).output), run(plain));
+                for (((name, found), (_, plain)), exact) in
+                    found.iter().zip(&plain).zip(&loops_over(numbers(), activation, gate))
+                {
+                    let what = format!("{activation:?}, gate {gate}, {name}{kind}");
+                    assert_like_plain_ops(&what, called, [found, plain], exact);
+                }
+            }
+        }
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -10,7 +9,7 @@ use super::moment::Pace;
 use super::scenario::{CHECKPOINT_EVERY, STEPS, Scenario};
 use super::sight::Phase;
 use crate::files::at;
-use crate::{Result, cargo};
+use crate::{Result, machine};
 
 /// One kill.
 pub(super) struct Kill {
@@ -77,7 +76,7 @@ impl Tally {
             Phase::ALL.map(|phase| (phase.name().into(), self.of(phase).into())).into_iter().collect();
         let torn = self.kills.iter().filter(|kill| kill.torn_line).count();
         let head = json!({
-            "machine": machine(),
+            "machine": machine::here(),
             "seed": seed,
             "steps": STEPS,
             "checkpoint_every": CHECKPOINT_EVERY,
@@ -115,25 +114,6 @@ impl Finished {
     fn json(&self) -> Value {
         json!({"run": self.run, "kills": self.kills, "fault": self.fault})
     }
-}
-
-/// What the runs were made on and with.
-fn machine() -> Value {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find(|line| line.starts_with("model name"));
-    let cpu = model.and_then(|line| line.split_once(':')).map(|(_, name)| name.trim());
-    let said = |command: &mut Command| {
-        let output = command.current_dir(cargo::root()).output().ok().filter(|output| output.status.success());
-        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_string())
-    };
-    let commit = said(Command::new("git").args(["rev-parse", "HEAD"]));
-    let changed = said(Command::new("git").args(["status", "--porcelain"])).is_some_and(|files| !files.is_empty());
-    json!({
-        "date": said(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])),
-        "cpu": cpu,
-        "cores": std::thread::available_parallelism().map_or(1, usize::from),
-        "commit": commit.map(|commit| commit + if changed { "+" } else { "" }),
-    })
 }
 
 #[cfg(test)]

@@ -11,6 +11,9 @@ const fn of(name: &'static str, tests: &'static [(&'static str, &'static str)]) 
     Measured { name, tests }
 }
 
+/// Our ops beside burn's own in the same precision, both against f64.
+const HALF: &str = "low_precision_loses_no_more_than_twice_what_plain_ops_lose";
+
 /// In the order of the table. Routing (top-K, plans, dispatch of rows) is not here: what it computes is compared for equality.
 pub(super) const CATALOGUE: &[Measured] = &[
     of("dispatch_rows", &[("kernels", "dispatch_matches_the_loop")]),
@@ -46,13 +49,19 @@ pub(super) const CATALOGUE: &[Measured] = &[
     of("adamw_step, four steps", &[("fused", "adamw_matches_the_loop")]),
     of("adamw_step_scaled", &[("fused", "adamw_changes_are_scaled_slice_by_slice")]),
     of("experts of a layer", &[("layers", "grouped_dispatch_matches_the_loops")]),
-    of(
-        "experts of a layer, half precision",
-        &[("low_precision::beside_plain_ops", "low_precision_loses_no_more_than_twice_what_plain_ops_lose")],
-    ),
+    of("experts of a layer, half precision", &[("low_precision::beside_plain_ops", HALF)]),
+    of("sharded experts", &[("expert_parallel", "sharded_experts_match_the_loops")]),
+    of("sharded experts, half precision", &[("expert_parallel", HALF)]),
     of("layer of experts, beside PyTorch", &[("torch_layer", "every_gradient_is_pytorchs")]),
     of("layer with each router", &[("routers", "values_and_gradients_match_those_in_f64")]),
+    of("layer with each router, half precision", &[("routers", HALF)]),
+    of("layer with a capacity", &[("routers", "layers_with_a_capacity_match_those_in_f64")]),
+    of(
+        "layer with a capacity, half precision",
+        &[("routers", "low_precision_with_a_capacity_loses_no_more_than_twice_what_plain_ops_lose")],
+    ),
     of("shared experts", &[("shared_experts", "values_and_gradients_match_the_loops")]),
+    of("shared experts, half precision", &[("shared_experts::low_precision", HALF)]),
     of("soft MoE", &[("routers", "soft_moe_matches_loops")]),
     of(
         "default vectors",
@@ -63,6 +72,12 @@ pub(super) const CATALOGUE: &[Measured] = &[
         ],
     ),
     of(
+        "default vectors, half precision",
+        &[("default_moe::low_precision", "in_half_precision_the_layer_is_off_by_a_few_roundings")],
+    ),
+    of("attention layer", &[("attention", "values_and_gradients_match_the_loops")]),
+    of("attention layer, half precision", &[("attention::low_precision", HALF)]),
+    of(
         "balance losses",
         &[
             ("layers", "balance_losses_match_a_computation_by_hand"),
@@ -70,4 +85,7 @@ pub(super) const CATALOGUE: &[Measured] = &[
         ],
     ),
     of("router z-loss", &[("layers", "z_loss_matches_a_computation_by_hand")]),
+    of("importance loss", &[("losses", "importance_losses_match_the_formula")]),
+    of("load loss", &[("losses", "load_losses_match_the_formula")]),
+    of("L1 loss of a ReLU router", &[("losses", "the_l1_loss_of_a_relu_router_matches_the_formula")]),
 ];

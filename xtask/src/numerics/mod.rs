@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::backend::Backend;
 use crate::files::at;
-use crate::{Result, cargo, suite};
+use crate::{Result, cargo, machine, suite};
 use worst::Worst;
 
 const FILE_VARIABLE: &str = "MOE_TEST_ERRORS";
@@ -50,6 +50,7 @@ pub(crate) fn run(args: &NumericsArgs) -> Result<()> {
 
 fn write(path: &Path, worst: &Worst) -> Result<()> {
     let record = json!({
+        "machine": machine::here(),
         "error": "max |x - oracle| / max |oracle| over a tensor, the worst of all cases",
         "errors": worst.records(),
     });

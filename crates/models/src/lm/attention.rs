@@ -92,6 +92,23 @@ impl<B: Backend> Attention<B> {
 }
 
 impl<B: MoeBackend> Attention<B> {
+    /// The layer by itself: whole sequences, each from position 0.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[B, S, D]`
+    /// - output: `[B, S, D]`, dtype of the input; norms and softmax are computed in f32
+    ///
+    /// # Panics
+    ///
+    /// Panics when the last dimension is not `D`, and when `S` is more than the positions of `rotary`.
+    pub fn forward_sequences(&self, x: Tensor<B, 3>, rotary: &Rotary<B>) -> Tensor<B, 3> {
+        let ([batch, len, width], d_model) = (x.dims(), self.query.dims()[0]);
+        assert_eq!(width, d_model, "Attention: x [B, S, D] must have D = {d_model}");
+        let positions = Positions::new(rotary, Tensor::zeros([batch, len], &x.device()), 0);
+        self.forward(x.reshape([batch * len, width]), &positions, None).reshape([batch, len, width])
+    }
+
     /// # Shapes
     ///
     /// - x: `[B * S, D]`
@@ -129,4 +146,32 @@ fn normalize<B: MoeBackend>(norm: &Option<Norm<B>>, x: Tensor<B, 2>) -> Tensor<B
     let [tokens, channels] = x.dims();
     let [width] = norm.gamma.dims();
     norm.forward(x.reshape([tokens * channels / width, width])).reshape([tokens, channels])
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+
+    use super::super::MoeLayers;
+    use super::*;
+
+    fn attend(shape: [usize; 3]) -> [usize; 3] {
+        let config = LmConfig::new(8, 16, 1, 4, 24, 6).with_moe_layers(MoeLayers::None);
+        let model = config.init::<Flex>(&Default::default());
+        let x = Tensor::zeros(shape, &Default::default());
+        model.blocks[0].attention.forward_sequences(x, &model.rotary).dims()
+    }
+
+    #[test]
+    #[should_panic(expected = "must have D = 16")]
+    fn another_width_panics() {
+        attend([2, 6, 15]);
+    }
+
+    #[test]
+    #[should_panic]
+    fn more_positions_than_there_are_panic() {
+        assert_eq!(attend([2, 6, 16]), [2, 6, 16]);
+        attend([2, 7, 16]);
+    }
 }

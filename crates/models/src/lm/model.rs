@@ -26,7 +26,8 @@ pub struct Lm<B: Backend> {
     pub final_norm: Norm<B>,
     /// `[D, V]`; `None` when the embedding is used for it.
     pub lm_head: Option<Param<Tensor<B, 2>>>,
-    pub(super) rotary: Rotary<B>,
+    /// The rotations of all positions.
+    pub rotary: Rotary<B>,
     #[module(skip)]
     pub(super) config: LmConfig,
     #[module(skip)]

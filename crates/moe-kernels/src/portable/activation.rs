@@ -26,15 +26,25 @@ pub(crate) fn swiglu_backward<B: Backend>(input: FloatTensor<B>, grad: FloatTens
 
 pub(crate) fn gelu<B: Backend>(input: FloatTensor<B>) -> FloatTensor<B> {
     let input = wrap::<B, 2>(input);
-    unwrap(normal_cdf(input.clone()) * input)
+    let (dtype, input) = (input.dtype(), wide(input));
+    unwrap((normal_cdf(input.clone()) * input).cast(dtype))
 }
 
 /// `d gelu(x)/dx = cdf(x) + x * exp(-x^2 / 2) / sqrt(2 pi)`.
 pub(crate) fn gelu_backward<B: Backend>(input: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
     let (input, grad) = (wrap::<B, 2>(input), wrap::<B, 2>(grad));
+    let (dtype, input, grad) = (input.dtype(), wide(input), wide(grad));
     let density = (input.clone() * input.clone() * -0.5).exp() / (2.0 * PI).sqrt();
     let slope = normal_cdf(input.clone()) + input * density;
-    unwrap(slope * grad)
+    unwrap((slope * grad).cast(dtype))
+}
+
+/// In f32 at least: in half precision `1 + erf` of a negative number would be mostly rounding.
+fn wide<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.cast(DType::F32),
+        _ => x,
+    }
 }
 
 fn normal_cdf<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {

@@ -8,7 +8,7 @@ use super::{TOKENIZER_FILE, generate::Writer, hugging_face, keep_copy, load_mode
 use crate::{
     backend::{self, Device, DeviceChoice, Plain, Training},
     cli::{ModelKind, TrainArgs},
-    config::TrainConfig,
+    config::{ConfigError, TrainConfig},
     data::{Scale, Split, TextData, Vocab},
     error::Error,
     optim::{Freeze, parameter_paths},
@@ -55,8 +55,8 @@ fn follow(args: &TrainArgs, seat: &NodeSeat) -> Result<(), Error> {
     let (config, vocab, checkpoints) = match nodes::checkpoints(args)? {
         Some((checkpoints, config)) => {
             let dir = args.resume.as_deref().expect("it is resumed");
-            let mut config = TrainConfig::of(config, dir)?;
-            raise_steps(&mut config.train.steps, args.steps)?;
+            let (config, _) =
+                resumed(config, dir, args, |config: &mut TrainConfig| &mut config.train.steps, TrainConfig::validate)?;
             let vocab = run_vocab(dir, &config)?;
             (config, vocab, Some(checkpoints))
         }
@@ -111,9 +111,8 @@ impl Job {
 
     fn resume(dir: &Path, args: &TrainArgs) -> Result<Self, Error> {
         let (mut run, config) = Run::open(dir)?;
-        let mut config = TrainConfig::of(config, dir)?;
-        let longer = raise_steps(&mut config.train.steps, args.steps)?;
-        config.validate()?;
+        let (config, longer) =
+            resumed(config, dir, args, |config: &mut TrainConfig| &mut config.train.steps, TrainConfig::validate)?;
         let devices = backend::open_all(args.device_choices(), config.train.dtype)?;
         config.check_ranks(args.num_ranks())?;
         let text = Text::load(&config, run_vocab(dir, &config)?)?;
@@ -316,8 +315,22 @@ fn keep_companions(config: &TrainConfig, dir: &Path) -> Result<(), Error> {
     }
 }
 
+/// The settings of a run that goes on, on any rank, free of contradictions; and whether it is now to be longer than it was planned.
+pub(super) fn resumed<C: Settings>(
+    config: RunConfig,
+    dir: &Path,
+    args: &TrainArgs,
+    steps: fn(&mut C) -> &mut usize,
+    validate: fn(&C) -> Result<(), ConfigError>,
+) -> Result<(C, bool), Error> {
+    let mut config = C::of(config, dir)?;
+    let longer = raise_steps(steps(&mut config), args.steps)?;
+    validate(&config)?;
+    Ok((config, longer))
+}
+
 /// Gives a resumed run more steps; returns whether it has more than before.
-pub(super) fn raise_steps(steps: &mut usize, asked: Option<usize>) -> Result<bool, Error> {
+fn raise_steps(steps: &mut usize, asked: Option<usize>) -> Result<bool, Error> {
     let planned = *steps;
     let asked = asked.unwrap_or(planned);
     if asked < planned {

@@ -10,7 +10,7 @@ use moe_models::vit::{Vit, VitConfig};
 use super::{
     eval::say_layers,
     nodes, say,
-    train::{absolute, free_directory, grouped, overrides, raise_steps},
+    train::{absolute, free_directory, grouped, overrides, resumed},
 };
 use crate::{
     backend::{self, Device, DeviceChoice, Plain, Training},
@@ -22,7 +22,7 @@ use crate::{
     parallel::{NodeSeat, Party},
     progress,
     report::write_report,
-    run::{Checkpoints, ImageContext, Run, Settings, Which, read_context},
+    run::{Checkpoints, ImageContext, Run, Which, read_context},
     trainer::{Summary, follow_vit, train_vit_on},
 };
 
@@ -43,8 +43,13 @@ fn follow(args: &TrainArgs, seat: &NodeSeat) -> Result<(), Error> {
     let (config, data, checkpoints) = match nodes::checkpoints(args)? {
         Some((checkpoints, config)) => {
             let dir = args.resume.as_deref().expect("it is resumed");
-            let mut config = VitTrainConfig::of(config, dir)?;
-            raise_steps(&mut config.train.steps, args.steps)?;
+            let (config, _) = resumed(
+                config,
+                dir,
+                args,
+                |config: &mut VitTrainConfig| &mut config.train.steps,
+                VitTrainConfig::validate,
+            )?;
             let data = load(&config)?;
             (config, data, Some(checkpoints))
         }
@@ -100,9 +105,13 @@ impl Job {
 
     fn resume(dir: &Path, args: &TrainArgs) -> Result<Self, Error> {
         let (mut run, config) = Run::open(dir)?;
-        let mut config = VitTrainConfig::of(config, dir)?;
-        let longer = raise_steps(&mut config.train.steps, args.steps)?;
-        config.validate()?;
+        let (config, longer) = resumed(
+            config,
+            dir,
+            args,
+            |config: &mut VitTrainConfig| &mut config.train.steps,
+            VitTrainConfig::validate,
+        )?;
         let devices = backend::open_all(args.device_choices(), Dtype::F32)?;
         config.check_ranks(args.num_ranks())?;
         let data = load(&config)?;

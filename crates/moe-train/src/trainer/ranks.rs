@@ -50,9 +50,12 @@ where
             take_steps(trainee, joined.0, run, progress)
         });
         // Rank 0 has left: whoever still waits for it gets an error, which is then nobody's fault.
-        let ended: Vec<_> = others.into_iter().enumerate().map(|(index, other)| end(index + 1, other)).collect();
+        let ended: Vec<_> = others.into_iter().map(end).collect();
         match trained {
-            Err(TrainError::Ranks(lost)) => Err(ended.into_iter().find_map(cause).unwrap_or(TrainError::Ranks(lost))),
+            Err(TrainError::Ranks(lost)) => {
+                let causes = (1..).zip(ended).find_map(|(rank, ended)| ended.cause(rank));
+                Err(causes.unwrap_or(TrainError::Ranks(lost)))
+            }
             trained => trained,
         }
     })
@@ -97,23 +100,39 @@ where
     session.follow(trainee)
 }
 
-/// What became of a rank; a panic is an error with its message.
-fn end(rank: usize, thread: ScopedJoinHandle<'_, Result<(), TrainError>>) -> Result<(), TrainError> {
-    thread.join().unwrap_or_else(|panic| {
-        Err(TrainError::Ranks(RankError { rank, reason: format!("it panicked: {}", message(panic.as_ref())) }))
-    })
+/// What became of a rank that is not 0.
+enum Ended {
+    Done,
+    /// It lost the others, which is nobody's fault.
+    Left,
+    Failed(TrainError),
+    /// With its message.
+    Panicked(String),
+}
+
+impl Ended {
+    /// The error of a rank that ended by itself.
+    fn cause(self, rank: usize) -> Option<TrainError> {
+        match self {
+            Self::Done | Self::Left => None,
+            Self::Failed(error) => Some(error),
+            Self::Panicked(message) => {
+                Some(TrainError::Ranks(RankError { rank, reason: format!("it panicked: {message}") }))
+            }
+        }
+    }
+}
+
+fn end(thread: ScopedJoinHandle<'_, Result<(), TrainError>>) -> Ended {
+    match thread.join() {
+        Ok(Ok(())) => Ended::Done,
+        Ok(Err(TrainError::Ranks(_))) => Ended::Left,
+        Ok(Err(error)) => Ended::Failed(error),
+        Err(panic) => Ended::Panicked(message(panic.as_ref()).into()),
+    }
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown cause")
-}
-
-/// The error of a rank that ended by itself.
-fn cause(ended: Result<(), TrainError>) -> Option<TrainError> {
-    match ended {
-        Err(TrainError::Ranks(error)) if !error.reason.starts_with("it panicked") => None,
-        Err(error) => Some(error),
-        Ok(()) => None,
-    }
 }

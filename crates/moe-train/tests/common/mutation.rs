@@ -1,14 +1,58 @@
 //! Files changed at random.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 /// Changed files for each original. `MOE_MUTATIONS` asks for more.
 const ROUNDS: u64 = 1500;
+/// The first seed, 0 if it is not given: other seeds are other changes.
+const SEED_VARIABLE: &str = "MOE_MUTATION_SEED";
+/// Names a file that gets a line for every original, for `cargo xtask mutations`.
+const NOTES_VARIABLE: &str = "MOE_MUTATION_NOTES";
 
-pub(crate) fn rounds() -> u64 {
-    std::env::var("MOE_MUTATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok())
+}
+
+/// How a reader does with one original.
+pub(crate) struct Reader {
+    what: String,
+    read: u64,
+    refused: u64,
+}
+
+impl Reader {
+    pub(crate) fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), read: 0, refused: 0 }
+    }
+
+    /// One for each changed file.
+    pub(crate) fn seeds(&self) -> std::ops::Range<u64> {
+        let first = number(SEED_VARIABLE).unwrap_or(0);
+        first..first + number("MOE_MUTATIONS").unwrap_or(ROUNDS)
+    }
+
+    /// What became of a changed file.
+    pub(crate) fn add<T, E>(&mut self, result: &Result<T, E>) {
+        self.read += 1;
+        self.refused += u64::from(result.is_err());
+    }
+
+    /// # Panics
+    ///
+    /// Panics when no change was ever noticed, and when the notes that were asked for cannot be written.
+    pub(crate) fn end(self) {
+        assert!(self.refused > 0, "{}: no change was ever noticed", self.what);
+        let Some(path) = std::env::var_os(NOTES_VARIABLE) else { return };
+        let line = json!({"reader": self.what, "changed_files": self.read, "refused": self.refused});
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let written = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+        written.expect("the file that was asked for can be written");
+    }
 }
 
 /// A file that is a little, or completely, something else; of JSON every other time still JSON, since most changes of its bytes are noticed by

@@ -1,21 +1,25 @@
-//! bf16 activations on flex: the vectors stay f32, and their error is at most twice that of plain ops in bf16.
+//! Half precision on flex: the vectors stay f32, their error is at most twice that of plain ops, and that of output and gradients a few roundings.
 
 use burn::tensor::{DType, Distribution, Int, Tensor};
 use default_moe::{DefaultMoe, DefaultMoeConfig, DefaultOptions, UpdateRule};
 use moe_layers::{MoeConfig, Routing, dispatch};
-use moe_tests::{Flex, host};
+use moe_tests::{CASES, Flex, HALF, assert_like_plain_ops, host, mean_square_error, note_error, rounded};
 
-/// Our error over that of plain ops, both against f32.
-const FACTOR: f64 = 2.0;
+use super::{Form, Layer, PARTS, run_in};
+
+/// Mean-square errors allowed, in roundings of one number.
+const ROUNDINGS: f64 = 4.0;
+
+fn half_of_the_spacing(dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => 2f64.powi(-9),
+        _ => 2f64.powi(-12),
+    }
+}
 
 fn layer() -> DefaultMoe<Flex> {
     let options = DefaultOptions::new().with_rule(UpdateRule::Mean);
     DefaultMoeConfig::new(MoeConfig::new(64, 48, 8, 2)).with_options(options).init(&Default::default())
-}
-
-fn error(found: &[f64], exact: &[f64]) -> f64 {
-    let squares = found.iter().zip(exact).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
-    (squares / exact.iter().map(|y| y * y).sum::<f64>()).sqrt()
 }
 
 /// Mean over its tokens of what each expert says, in burn's own ops: outputs in `dtype`, their sum in f32.
@@ -41,9 +45,27 @@ fn in_bf16_the_vectors_are_f32_and_lose_no_more_than_twice_what_plain_ops_lose()
     assert_eq!(out.output.dtype(), DType::BF16);
     let update = out.update.expect("a training pass");
     let exact = plain(&layer, rounded.clone().cast(DType::F32), &routing);
-    let (ours, plain) = (error(&host(update.means()), &exact), error(&plain(&layer, rounded, &routing), &exact));
-    assert!(plain > 1e-5, "nothing was rounded");
-    assert!(ours <= FACTOR * plain, "error {ours:e}, plain {plain:e}");
+    let (ours, plain) = (host(update.means()), plain(&layer, rounded, &routing));
+    assert_like_plain_ops("means", "bf16", [&ours, &plain], &exact);
     layer.absorb(&update);
     assert_eq!((update.sums.dtype(), layer.vectors.values.dtype()), (DType::F32, DType::F32));
+}
+
+#[test]
+fn in_half_precision_the_layer_is_off_by_a_few_roundings() {
+    let (device, case) = (Default::default(), CASES.iter().find(|case| case.name == "bench A, small"));
+    let numbers = Layer::random(case.expect("in the catalogue"), UpdateRule::Weighted);
+    for (dtype, called) in HALF {
+        let tokens = rounded::<Flex>(numbers.tokens.len(), 61, dtype, &device);
+        let numbers = Layer { tokens, ..numbers.clone() };
+        let exact = numbers.expected();
+        let exact = [exact.output, exact.vectors, exact.tokens, exact.router, exact.w_in, exact.w_out];
+        for ((found, exact), part) in
+            run_in::<Flex>(&numbers, Form::Full, Some(dtype), &device).iter().zip(&exact).zip(PARTS)
+        {
+            note_error(part, called, found, exact);
+            let error = mean_square_error(found, exact) / half_of_the_spacing(dtype);
+            assert!(error > 0.0 && error <= ROUNDINGS, "{called}, {part}: {error} roundings");
+        }
+    }
 }

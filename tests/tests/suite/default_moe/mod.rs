@@ -7,7 +7,7 @@ mod oracle;
 mod torch;
 
 use burn::module::Param;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use default_moe::{DefaultMoe, DefaultMoeConfig, DefaultOptions, DefaultUpdate, Evaluation, Form, UpdateRule};
 use moe_layers::{AutodiffMoeBackend, Moe, MoeConfig};
 use moe_tests::{CASES, assert_close, cases, host, on_every_backend_and_portable, random, tensor};
@@ -50,15 +50,27 @@ fn layer<B: AutodiffMoeBackend>(numbers: &Layer, form: Form, device: &B::Device)
 
 /// Output, the vectors after the batch, and gradients in the order tokens, router, `w_in`, `w_out`.
 fn run<B: AutodiffMoeBackend>(numbers: &Layer, form: Form, device: &B::Device) -> [Vec<f64>; 6] {
+    run_in::<B>(numbers, form, None, device)
+}
+
+/// [`run`] with activations in `dtype`, if there is one.
+fn run_in<B: AutodiffMoeBackend>(
+    numbers: &Layer,
+    form: Form,
+    dtype: Option<DType>,
+    device: &B::Device,
+) -> [Vec<f64>; 6] {
     let mut layer = layer::<B>(numbers, form, device);
     let shape = [numbers.case.tokens, numbers.case.d_model];
     let tokens = tensor::<B, 2>(&numbers.tokens, shape, device).require_grad();
-    let out = layer.forward(tokens.clone());
-    let grads = (out.output.clone() * tensor(&numbers.grad, shape, device)).sum().backward();
+    let out = layer.forward(dtype.map_or(tokens.clone(), |dtype| tokens.clone().cast(dtype)));
+    assert_eq!(out.output.dtype(), dtype.unwrap_or(tokens.dtype()));
+    let output = out.output.cast(tokens.dtype());
+    let grads = (output.clone() * tensor(&numbers.grad, shape, device)).sum().backward();
     layer.absorb(&out.update.expect("a training pass"));
     let moe = &layer.moe;
     [
-        host(out.output),
+        host(output),
         host(layer.vectors.values.val()),
         host(tokens.grad(&grads).expect("tracked")),
         host(moe.router.weight().expect("a learned router").grad(&grads).expect("tracked")),
