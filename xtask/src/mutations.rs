@@ -20,7 +20,7 @@ const NOTES_VARIABLE: &str = "MOE_MUTATION_NOTES";
 /// Records behind their checksums, then files of every kind.
 const TESTS: [&[&str]; 2] = [
     &["--package", "moe-train", "--package", "moe-tests", "--lib", "changed_bytes"],
-    &["--package", "moe-train", "--package", "moe-tests", "--test", "mutated"],
+    &["--package", "moe-train", "--package", "moe-tests", "--test", "mutated", "--test", "plan_mutated"],
 ];
 
 /// Options of the command.

@@ -242,12 +242,18 @@ fn a_model_without_an_equivalent_is_refused_and_leaves_nothing() {
 fn an_export_says_what_it_leaves_out_and_takes_a_dtype_and_a_size() {
     let place = Place::new();
     let mut command = train(&place, "run", 5);
-    command.args(["--set", "moe.z_coef=0.001"]);
+    command.args(["--set", "moe.z_coef=0.001", "--set", "moe.importance_coef=0.1"]);
     succeed(command);
     let mut command = export(&place, "run", "model");
     command.args(["--dtype", "bf16", "--max-shard-bytes", "20000"]);
     let out = succeed(command);
-    assert!(out.contains("z-loss") && out.contains("balance loss") && out.contains("bytes"), "{out}");
+    assert!(
+        out.contains("z-loss")
+            && out.contains("balance loss")
+            && out.contains("importance loss")
+            && out.contains("bytes"),
+        "{out}"
+    );
     assert!(place.path("model/model.safetensors.index.json").is_file());
     succeed(generate("--checkpoint", &place.path("model")));
     assert!(fail(export(&place, "run", "model")).contains("not an empty directory"));

@@ -98,6 +98,14 @@ fn a_step_counted_from_zero_panics() {
     adamw_step(ones([2, 3]), ones([2, 3]), [ones([2, 3]), ones([2, 3])], &numbers_of_step(0));
 }
 
+#[test]
+#[should_panic(expected = "adamw_step_scaled: parameter and factors")]
+fn factors_of_another_dtype_panic() {
+    let factors = ones([2]).cast(burn::tensor::DType::F64);
+    let scale = ChangeScale { factors, axis: 0, spares_decay: false };
+    adamw_step_scaled(ones([2, 3]), ones([2, 3]), [ones([2, 3]), ones([2, 3])], &numbers_of_step(1), scale);
+}
+
 fn scaled(factors: usize, axis: usize) {
     let scale = ChangeScale { factors: ones([factors]), axis, spares_decay: false };
     adamw_step_scaled(ones([2, 3]), ones([2, 3]), [ones([2, 3]), ones([2, 3])], &numbers_of_step(1), scale);

@@ -72,7 +72,7 @@ fn read_family(fields: &mut Fields) -> Result<Family, CheckpointError> {
 /// What `transformers` can do in these families and we cannot.
 fn refuse_unsupported(fields: &mut Fields, family: Family) -> Result<(), CheckpointError> {
     let zero = [json!(0), json!(0.0)];
-    fields.only("hidden_act", &[json!("silu")], "the experts are SwiGLU, whose activation is \"silu\"")?;
+    fields.only("hidden_act", &[json!("silu")], "feed-forward networks are SwiGLU, whose activation is \"silu\"")?;
     fields.only("attention_bias", &[json!(false)], "attention has no biases here; only false is supported")?;
     fields.only("mlp_bias", &[json!(false)], "feed-forward networks have no biases here; only false is supported")?;
     fields.only("attention_dropout", &zero, "there is no dropout here; set it to 0")?;

@@ -90,6 +90,23 @@ fn gradients_reach_every_parameter() {
 }
 
 #[test]
+fn a_hundred_small_experts_share_the_tokens() {
+    let moe = LmMoeConfig::new(128, 16, 4).with_normalize_gates(true);
+    let config = small().with_moe_layers(MoeLayers::All).with_moe(moe);
+    let model = model::<AD>(&config);
+    let output = model.forward(images(&config, 3));
+    for layer in &output.layers {
+        let counts: Vec<i64> = layer.routing.counts().into_data().iter().collect();
+        assert_eq!(counts.iter().sum::<i64>(), 16 * layer.routing.num_tokens() as i64);
+        assert!(counts.iter().filter(|&&count| count > 0).count() > 32, "{counts:?}");
+    }
+    let gradients = GradientsParams::from_grads(output.logits.sum().backward(), &model);
+    let mut without = WithoutGradient(&gradients, Vec::new(), Vec::new());
+    model.visit(&mut without);
+    assert!(without.2.is_empty(), "{:?}", without.2);
+}
+
+#[test]
 fn a_model_starts_undecided_and_learns_a_batch_by_heart() {
     /// Nats; guessing costs ln 3 = 1.10.
     const LEARNED: f32 = 0.05;

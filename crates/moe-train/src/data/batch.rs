@@ -143,6 +143,18 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "a batch of 4 rows has no part 0 of 3")]
+    fn rows_that_do_not_make_equal_parts_panic() {
+        train_batch(&positions(50), &config(4, 8), 0, 0).part(0, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "a batch of 4 rows has no part 2 of 2")]
+    fn a_part_that_is_none_panics() {
+        train_batch(&positions(50), &config(4, 8), 0, 0).part(2, 2);
+    }
+
+    #[test]
     fn a_batch_depends_on_seed_step_and_micro_batch_only() {
         let tokens = positions(10_000);
         let config = config(4, 8);

@@ -9,6 +9,7 @@ use moe_layers::Experts;
 use super::*;
 use crate::config::{LoopConfig, OptimConfig};
 use crate::data::{Batch, train_batch};
+use crate::parallel::{Collective, RankError};
 use crate::trainer::testing::{config, text};
 
 type AD = Autodiff<Flex>;
@@ -350,4 +351,33 @@ fn a_trainee_with_a_negative_gamma_panics() {
 fn a_step_without_a_batch_panics() {
     let settings = StepSettings { lr: 1e-2, clip_norm: 1.0, with_stats: false };
     let _ = trainee(&config()).step(std::iter::empty(), &settings, &Default::default());
+}
+
+/// A rank of three whose exchange is never reached.
+struct Third;
+
+impl Collective<Flex> for Third {
+    fn rank(&self) -> usize {
+        2
+    }
+
+    fn num_ranks(&self) -> usize {
+        3
+    }
+
+    fn sum(&self, _: Tensor<Flex, 1>) -> Result<Tensor<Flex, 1>, RankError> {
+        unreachable!("there is nothing to sum")
+    }
+}
+
+#[test]
+#[should_panic(expected = "a batch of 8 rows has no part 2 of 3")]
+fn a_step_among_ranks_that_do_not_divide_the_rows_panics() {
+    let settings = StepSettings { lr: 1e-2, clip_norm: 1.0, with_stats: false };
+    let _ = trainee(&config()).step_among(
+        &Group::new(Third),
+        [eight_sequences()].into_iter(),
+        &settings,
+        &Default::default(),
+    );
 }
