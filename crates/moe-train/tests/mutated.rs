@@ -24,7 +24,7 @@ use moe_train::overrides::Overrides;
 use moe_train::report::write_report;
 use moe_train::run::{Run, StepRecord, inspect, read_metrics};
 use mutation::{Reader, mutated};
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 
@@ -95,7 +95,10 @@ fn settings_on_the_command_line() {
     let mut reader = Reader::new("--set");
     for seed in reader.seeds() {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let texts = settings.map(|text| String::from_utf8_lossy(&mutated(text.as_bytes(), &mut random)).into_owned());
+        // One at a time: what comes after the others is reached only if they are right.
+        let mut texts = settings.map(String::from);
+        let text = &mut texts[random.random_range(0..settings.len())];
+        *text = String::from_utf8_lossy(&mutated(text.as_bytes(), &mut random)).into_owned();
         let read = || {
             let mut overrides = Overrides::default();
             for text in &texts {
@@ -107,6 +110,7 @@ fn settings_on_the_command_line() {
         let result = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| panic!("{texts:?} panic at seed {seed}"));
         reader.add(&result);
     }
+    assert!(reader.accepted() > 0, "no changed setting was one that exists");
     reader.end();
 }
 

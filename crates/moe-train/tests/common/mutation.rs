@@ -42,6 +42,12 @@ impl Reader {
         self.refused += u64::from(result.is_err());
     }
 
+    /// Changed files that were taken.
+    #[allow(dead_code, reason = "not every program that shares this file asks")]
+    pub(crate) fn accepted(&self) -> u64 {
+        self.read - self.refused
+    }
+
     /// # Panics
     ///
     /// Panics when no change was ever noticed, and when the notes that were asked for cannot be written.
