@@ -303,6 +303,26 @@ mod tests {
     }
 
     #[test]
+    fn a_capacity_that_looks_ahead_and_a_second_balance_loss_are_warned_of() {
+        let warnings = |change: fn(&mut LmMoeConfig)| {
+            let mut config = LmConfig::tiny();
+            change(&mut config.moe);
+            let with_experts = config.warnings();
+            assert!(config.with_moe_layers(MoeLayers::None).warnings().is_empty());
+            with_experts
+        };
+        assert!(warnings(|_| ()).is_empty());
+        assert_eq!(warnings(|moe| (moe.capacity_factor, moe.top_k) = (1.0, 2)), [DROPS_AHEAD]);
+        let by_probability = |moe: &mut LmMoeConfig| {
+            (moe.capacity_factor, moe.top_k, moe.drop_policy) = (1.0, 1, DropPolicy::Probability);
+        };
+        assert_eq!(warnings(by_probability), [DROPS_AHEAD]);
+        assert!(warnings(|moe| (moe.capacity_factor, moe.top_k) = (1.0, 1)).is_empty());
+        assert_eq!(warnings(|moe| moe.router = RouterKind::Relu), [TWO_BALANCES]);
+        assert!(warnings(|moe| (moe.router, moe.balance_coef) = (RouterKind::Relu, 0.0)).is_empty());
+    }
+
+    #[test]
     fn a_size_of_zero_is_named() {
         let zero = |field| LmConfigError::Zero { field };
         assert_eq!(error(|c| c.vocab_size = 0), zero("vocab_size"));

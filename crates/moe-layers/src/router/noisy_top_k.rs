@@ -32,7 +32,7 @@ pub struct NoisyTopKOptions {
 /// [Riquelme et al., 2021](https://arxiv.org/abs/2106.05974), appendix A). Created by [`RouterConfig`].
 ///
 /// `H = x W_g + epsilon * sigma` with `epsilon ~ N(0, 1)`; the `K` largest of a token are chosen and weighed by their softmax. Shazeer learns
-/// `sigma = softplus(x W_noise)` and takes the softmax over the chosen ones, which is the softmax over all divided by the sum of
+/// `sigma = softplus(x W_noise)`, here plus 0.01 \[ours\], and takes the softmax over the chosen ones, which is the softmax over all divided by the sum of
 /// the chosen (`normalize_gates`); V-MoE has `sigma = 1 / E` and does not divide.
 #[derive(Module, Debug)]
 pub struct NoisyTopKRouter<B: Backend> {

@@ -26,7 +26,7 @@ pub struct SinkhornOptions {
 ///
 /// A training pass scales the rows and columns of `exp(logits)` in turn until every token has mass `1 / T` and every expert
 /// `1 / E`, and chooses the `K` experts of a token with the most of it; nothing is learned through that. Other passes choose by the
-/// logits. Gates are the sigmoid of the logit for `K = 1`, the softmax over all experts otherwise, as in Megatron-LM.
+/// logits. So in training a choice depends on the whole batch, in a causal model also on later tokens; in other passes it does not. Gates are the sigmoid of the logit for `K = 1`, the softmax over all experts otherwise, as in Megatron-LM.
 #[derive(Module, Debug)]
 pub struct SinkhornRouter<B: Backend> {
     /// `[D, E]`.

@@ -195,6 +195,13 @@ fn a_sliding_window_that_is_not_used_does_not_matter() {
     }
 }
 
+/// Elsewhere it follows from the width of the model.
+#[test]
+fn the_heads_of_qwen3_have_a_width_of_their_own() {
+    let width = |family| with(family, "hidden_size", json!(1024)).expect("a model").head_width();
+    assert_eq!((width(Family::Qwen3), width(Family::Qwen3Moe), width(Family::Llama)), (128, 32, 32));
+}
+
 /// `transformers` gives Mistral one that the file does not mention.
 #[test]
 fn a_mistral_must_say_that_it_has_no_window() {
@@ -265,6 +272,7 @@ fn what_is_no_model_has_the_names_of_config_json() {
     ] {
         let message = with(family, field, value).expect_err(field).to_string();
         assert!(message.contains(text) && message.starts_with("config.json: "), "{message}");
+        assert!(!message.contains("moe."), "a name of ours: {message}");
     }
 }
 
