@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic]
+    #[should_panic(expected = "a table must be [S, A / 2]")]
     fn more_positions_than_there_are_panic() {
         assert_eq!(attend([2, 6, 16]), [2, 6, 16]);
         attend([2, 7, 16]);
