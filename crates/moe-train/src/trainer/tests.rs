@@ -25,7 +25,7 @@ const FACTOR: f64 = 1e-6;
 #[derive(Default)]
 pub(super) struct Silent {
     pub(super) records: Vec<usize>,
-    interrupt_at: Option<usize>,
+    pub(super) interrupt_at: Option<usize>,
 }
 
 impl Progress for Silent {

@@ -76,17 +76,17 @@ fn resumes_bit_for_bit(config: &VitTrainConfig) -> Vec<crate::run::StepRecord> {
 fn training_finds_the_classes_and_records_what_is_due() {
     let (_parent, dir) = new_dir();
     let mut config = config();
-    (config.train.steps, config.data.flip) = (60, true);
+    (config.train.steps, config.data.flip) = (240, true);
     let summary = run_in(&dir, &config, &mut Silent::default());
     let records = losses(&dir);
     let (first, last) = (&records[0], &records[records.len() - 1]);
     assert!(last.loss < 0.5 * first.loss, "{} -> {}", first.loss, last.loss);
     // A step is 2 x 3 images of 4 tokens, each with 2 experts.
-    assert_eq!((last.step, last.tokens, summary.tokens), (60, 60 * 6 * 4, 60 * 6 * 4));
+    assert_eq!((last.step, last.tokens, summary.tokens), (240, 240 * 6 * 4, 240 * 6 * 4));
     assert_eq!(last.layers[0].stats.expert_counts.iter().sum::<u64>(), 6 * 4 * 2);
     assert_eq!((last.valid_accuracy, last.valid_bpb), (Some(summary.valid_score), None));
     assert!(summary.valid_score > 0.6, "{summary}");
-    assert!(summary.to_string().starts_with("final: steps=60 images=360 "), "{summary}");
+    assert!(summary.to_string().starts_with("final: steps=240 images=1440 "), "{summary}");
 }
 
 #[test]
@@ -142,10 +142,11 @@ fn a_trainee_with_a_negative_gamma_panics() {
     Trainee::<AD, _>::new_vit(&config, &Default::default());
 }
 
-/// The records of the run on this many ranks.
-fn on_ranks(config: &VitTrainConfig, num_ranks: usize) -> Vec<crate::run::StepRecord> {
+/// The records of a copy of the run in `start` that goes on on this many ranks.
+fn on_ranks(start: &Path, config: &VitTrainConfig, num_ranks: usize) -> Vec<crate::run::StepRecord> {
     let (_parent, dir) = new_dir();
-    let mut run = Run::create(&dir, config).expect("the run directory is new");
+    copy_run(start, &dir);
+    let (mut run, _) = Run::open(&dir).expect("the run opens");
     let devices = vec![Default::default(); num_ranks];
     train_vit_on::<AD>(config, &data(), &mut run, &mut Silent::default(), Party::Threads(&devices)).expect("training");
     losses(&dir)
@@ -156,9 +157,12 @@ fn a_vision_model_trains_alike_on_any_number_of_ranks() {
     let mut config = config();
     config.train.batch_size = 4;
     config.model.moe.router = RouterKind::Default;
-    let alone = on_ranks(&config, 1);
+    // All threads of a program share the generator that draws the first weights.
+    let (_parent, start) = new_dir();
+    assert!(run_in(&start, &config, &mut Silent { interrupt_at: Some(1), ..Silent::default() }).interrupted);
+    let alone = on_ranks(&start, &config, 1);
     for num_ranks in [2, 4] {
-        let together = on_ranks(&config, num_ranks);
+        let together = on_ranks(&start, &config, num_ranks);
         assert_eq!(together.len(), alone.len());
         for (found, expected) in together.iter().zip(&alone) {
             let close = |what: &str, found: f64, expected: f64| {
