@@ -8,7 +8,7 @@ use super::{TOKENIZER_FILE, generate::Writer, hugging_face, keep_copy, load_mode
 use crate::{
     backend::{self, Device, DeviceChoice, Plain, Training},
     cli::{ModelKind, TrainArgs},
-    config::{ConfigError, TrainConfig},
+    config::TrainConfig,
     data::{Scale, Split, TextData, Vocab},
     error::Error,
     optim::{Freeze, parameter_paths},
@@ -55,8 +55,7 @@ fn follow(args: &TrainArgs, seat: &NodeSeat) -> Result<(), Error> {
     let (config, vocab, checkpoints) = match nodes::checkpoints(args)? {
         Some((checkpoints, config)) => {
             let dir = args.resume.as_deref().expect("it is resumed");
-            let (config, _) =
-                resumed(config, dir, args, |config: &mut TrainConfig| &mut config.train.steps, TrainConfig::validate)?;
+            let (config, _) = resumed::<TrainConfig>(config, dir, args)?;
             let vocab = run_vocab(dir, &config)?;
             (config, vocab, Some(checkpoints))
         }
@@ -111,8 +110,7 @@ impl Job {
 
     fn resume(dir: &Path, args: &TrainArgs) -> Result<Self, Error> {
         let (mut run, config) = Run::open(dir)?;
-        let (config, longer) =
-            resumed(config, dir, args, |config: &mut TrainConfig| &mut config.train.steps, TrainConfig::validate)?;
+        let (config, longer) = resumed::<TrainConfig>(config, dir, args)?;
         let devices = backend::open_all(args.device_choices(), config.train.dtype)?;
         config.check_ranks(args.num_ranks())?;
         let text = Text::load(&config, run_vocab(dir, &config)?)?;
@@ -316,16 +314,10 @@ fn keep_companions(config: &TrainConfig, dir: &Path) -> Result<(), Error> {
 }
 
 /// The settings of a run that goes on, on any rank, free of contradictions; and whether it is now to be longer than it was planned.
-pub(super) fn resumed<C: Settings>(
-    config: RunConfig,
-    dir: &Path,
-    args: &TrainArgs,
-    steps: fn(&mut C) -> &mut usize,
-    validate: fn(&C) -> Result<(), ConfigError>,
-) -> Result<(C, bool), Error> {
+pub(super) fn resumed<C: Settings>(config: RunConfig, dir: &Path, args: &TrainArgs) -> Result<(C, bool), Error> {
     let mut config = C::of(config, dir)?;
-    let longer = raise_steps(steps(&mut config), args.steps)?;
-    validate(&config)?;
+    let longer = raise_steps(config.steps_mut(), args.steps)?;
+    config.check()?;
     Ok((config, longer))
 }
 

@@ -43,13 +43,7 @@ fn follow(args: &TrainArgs, seat: &NodeSeat) -> Result<(), Error> {
     let (config, data, checkpoints) = match nodes::checkpoints(args)? {
         Some((checkpoints, config)) => {
             let dir = args.resume.as_deref().expect("it is resumed");
-            let (config, _) = resumed(
-                config,
-                dir,
-                args,
-                |config: &mut VitTrainConfig| &mut config.train.steps,
-                VitTrainConfig::validate,
-            )?;
+            let (config, _) = resumed::<VitTrainConfig>(config, dir, args)?;
             let data = load(&config)?;
             (config, data, Some(checkpoints))
         }
@@ -105,13 +99,7 @@ impl Job {
 
     fn resume(dir: &Path, args: &TrainArgs) -> Result<Self, Error> {
         let (mut run, config) = Run::open(dir)?;
-        let (config, longer) = resumed(
-            config,
-            dir,
-            args,
-            |config: &mut VitTrainConfig| &mut config.train.steps,
-            VitTrainConfig::validate,
-        )?;
+        let (config, longer) = resumed::<VitTrainConfig>(config, dir, args)?;
         let devices = backend::open_all(args.device_choices(), Dtype::F32)?;
         config.check_ranks(args.num_ranks())?;
         let data = load(&config)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::RunError;
-use crate::config::TrainConfig;
+use crate::config::{ConfigError, TrainConfig};
 use crate::images::VitTrainConfig;
 
 /// The settings of a run, tagged with the kind of its model: `"task": "lm"` or `"vit"`.
@@ -32,6 +32,14 @@ pub trait Settings: Sized {
     ///
     /// [`RunError::OtherTask`], naming `dir`, if they are of another kind.
     fn of(config: RunConfig, dir: &Path) -> Result<Self, RunError>;
+
+    /// Optimizer steps of the whole run.
+    fn steps_mut(&mut self) -> &mut usize;
+
+    /// # Errors
+    ///
+    /// The first contradiction among the settings.
+    fn check(&self) -> Result<(), ConfigError>;
 }
 
 impl Settings for TrainConfig {
@@ -43,6 +51,14 @@ impl Settings for TrainConfig {
             RunConfig::Vit(_) => Err(other(dir, "vision", "language")),
         }
     }
+
+    fn steps_mut(&mut self) -> &mut usize {
+        &mut self.train.steps
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        self.validate()
+    }
 }
 
 impl Settings for VitTrainConfig {
@@ -53,6 +69,14 @@ impl Settings for VitTrainConfig {
             RunConfig::Vit(config) => Ok(*config),
             RunConfig::Lm(_) => Err(other(dir, "language", "vision")),
         }
+    }
+
+    fn steps_mut(&mut self) -> &mut usize {
+        &mut self.train.steps
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        self.validate()
     }
 }
 
