@@ -217,6 +217,28 @@ fn launched_processes_end_with_the_one_that_launched_them() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_launched_rank_that_dies_at_its_start_is_not_waited_for() {
+    let place = Place::new();
+    let mut command = with(train(&place, "run", 100_000), &["--launch", "2"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let first = command.spawn().expect("the program starts");
+    let start = Instant::now();
+    let other = loop {
+        assert!(start.elapsed() < Duration::from_secs(60), "nobody was launched");
+        if let Some(other) = children_of(first.id()).pop() {
+            break other;
+        }
+        sleep(Duration::from_millis(1));
+    };
+    assert!(Command::new("kill").args(["-KILL", &other]).status().expect("there is a kill").success());
+    let said = last_words(&first.wait_with_output().expect("it ends"));
+    assert!(said.contains("rank 0 cannot train with the others: rank 1 "), "{said}");
+    // The limit is 600 s.
+    assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+}
+
+#[test]
 fn ranks_that_train_something_else_are_refused_before_the_first_step() {
     let place = Place::new();
     let address = free_address();

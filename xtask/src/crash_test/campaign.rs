@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::moment::{self, Ended, Moment, Pace};
 use super::outcome::{self, Outcome};
@@ -12,6 +12,7 @@ use super::random::Random;
 use super::scenario::Scenario;
 use super::sight::{Phase, Sight};
 use super::tally::{Finished, Kill, Tally};
+use super::victim::{self, Victim};
 use crate::Result;
 use crate::files::at;
 
@@ -25,6 +26,8 @@ pub(super) struct Campaign {
     pub(super) extra: Vec<OsString>,
     /// Kills in all.
     pub(super) kills: usize,
+    /// Whether to hit launched ranks too, and to freeze as well as kill.
+    pub(super) any_rank: bool,
 }
 
 /// A scenario, and what it gives when nobody disturbs it.
@@ -76,24 +79,47 @@ impl Campaign {
         loop {
             let before = Sight::of(&run);
             let mut child = self.start(&case.scenario, name)?;
-            let ended = if tally.kills.len() < self.kills {
-                Moment::draw(random, &case.pace).kill(&mut child, &run)?
-            } else {
-                wait(&mut child)?
+            let hit = if tally.kills.len() < self.kills { Some(self.draw(case, random)) } else { None };
+            let missed = match hit {
+                Some((moment, _)) => moment.wait_for(&mut child, &run)?,
+                None => Some(victim::wait(&mut child)?),
             };
+            let started = Instant::now();
+            let ended = match (missed, hit) {
+                (None, Some((_, Some(victim)))) => victim.hit(&mut child, random)?,
+                (None, _) => victim::kill(&mut child)?,
+                (Some(status), _) => Ended::ByItself(status),
+            };
+            let took = started.elapsed();
             match ended {
-                Ended::Killed => tally.kills.push(after_kill(case, name, &run, &before)?),
                 Ended::ByItself(status) if status.success() => break,
                 Ended::ByItself(status) => {
                     return Err(format!("does not go on ({status}): {}", self.complaint(name)?));
                 }
+                Ended::Left => self.check_farewell(name)?,
+                Ended::Hit => (),
             }
+            let victim = hit.and_then(|(_, victim)| victim).unwrap_or(Victim::KilledFirst);
+            tally.kills.push(Kill { victim, took, ..after_kill(case, name, &run, &before)? });
         }
         let found = Outcome::read(&run, &self.said(name, "stdout")?)?;
         match case.expected.difference(&found) {
             Some(difference) => Err(difference),
             None => at(&run, fs::remove_dir_all(&run)),
         }
+    }
+
+    fn draw(&self, case: &Case, random: &mut Random) -> (Moment, Option<Victim>) {
+        let moment = Moment::draw(random, &case.pace);
+        (moment, if self.any_rank { Some(Victim::draw(random)) } else { None })
+    }
+
+    /// A run that lost a rank says which, in one line.
+    fn check_farewell(&self, name: &str) -> Result<()> {
+        let said = self.said(name, "stderr")?;
+        let lines = said.lines().filter(|line| line.starts_with("error: ")).count();
+        let names_a_rank = said.contains("error: rank 0 cannot train with the others: rank ");
+        if lines == 1 && names_a_rank { Ok(()) } else { Err(format!("it lost a rank and said: {}", said.trim())) }
     }
 
     /// Starts the program, which writes into two files beside its run.
@@ -123,15 +149,6 @@ impl Campaign {
     }
 }
 
-fn wait(child: &mut Child) -> Result<Ended> {
-    let started = Instant::now();
-    loop {
-        if let Some(status) = moment::poll(child, started)? {
-            return Ok(Ended::ByItself(status));
-        }
-    }
-}
-
 /// What the kill hit, if nothing is lost.
 fn after_kill(case: &Case, name: &str, run: &Path, before: &Sight) -> Result<Kill> {
     let (after, records) = (Sight::of(run), outcome::records(run)?);
@@ -144,6 +161,8 @@ fn after_kill(case: &Case, name: &str, run: &Path, before: &Sight) -> Result<Kil
     let log = fs::read(run.join("metrics.jsonl")).unwrap_or_default();
     Ok(Kill {
         run: name.into(),
+        victim: Victim::KilledFirst,
+        took: Duration::ZERO,
         phase: Phase::between(before, &after, Some(records.len())),
         torn_line: log.last().is_some_and(|&byte| byte != b'\n'),
         checkpoint: after.newest,

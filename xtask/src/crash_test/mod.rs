@@ -6,6 +6,8 @@
 //! each record of the metrics, the values of every checkpoint that is kept, the files in the directory. Numbers are
 //! compared bit for bit, so the backend must be deterministic; flex is.
 //!
+//! Of ranks that train together, any can be hit, and some are frozen: the others must then end in time, with one line, and leave nothing behind.
+//!
 //! A moment is an event that is waited for and a random time, both drawn from the seed. The same seed draws the same
 //! moments, and hits the program in other places: when an event is seen is up to the machine.
 
@@ -17,6 +19,7 @@ mod random;
 mod scenario;
 mod sight;
 mod tally;
+mod victim;
 
 use std::ffi::OsString;
 use std::fs;
@@ -37,6 +40,9 @@ pub(crate) struct CrashTestArgs {
     /// How often to kill, over all runs
     #[arg(long, value_name = "N", default_value_t = 300)]
     kills: usize,
+    /// Hit ranks that were launched too, and freeze some (SIGSTOP) instead of killing them; needs `-- --launch N --rank-timeout SECONDS`
+    #[arg(long)]
+    any_rank: bool,
     /// Seed of the moments
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -59,9 +65,16 @@ pub(crate) fn run(args: &CrashTestArgs) -> Result<()> {
     if !cfg!(unix) {
         return Err("a program is killed by a signal here, which only Unix has".into());
     }
+    if args.any_rank && !(cfg!(target_os = "linux") && args.args.iter().any(|word| word == "--launch")) {
+        return Err(
+            "--any-rank looks for launched ranks in /proc: use it on Linux, with `-- --launch 2 --rank-timeout 2`"
+                .into(),
+        );
+    }
     let dir = empty_folder(args.runs.as_deref())?;
     let scenarios = scenario::all(&dir.join("data"), &args.args)?;
-    let campaign = Campaign { program: binary(args)?, dir, extra: args.args.clone(), kills: args.kills };
+    let campaign =
+        Campaign { program: binary(args)?, dir, extra: args.args.clone(), kills: args.kills, any_rank: args.any_rank };
     let tally = campaign.carry_out(scenarios, &mut Random::new(args.seed))?;
     if let Some(path) = &args.json {
         let extra: Vec<String> = args.args.iter().map(|word| word.display().to_string()).collect();

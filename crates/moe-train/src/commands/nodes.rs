@@ -6,15 +6,15 @@ use std::io;
 use std::net::TcpListener;
 use std::num::NonZero;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::available_parallelism;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::say;
 use crate::{
     cli::{RankArgs, TrainArgs},
     error::Error,
-    parallel::NodeSeat,
+    parallel::{NodeSeat, Processes},
     run::{Checkpoints, RunConfig, inspect},
     trainer::TrainError,
 };
@@ -29,12 +29,13 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(super) fn seat(args: &RankArgs) -> Result<Option<NodeSeat>, Error> {
     let limit = Duration::from_secs(args.rank_timeout.into());
     if let Some(num_ranks) = args.launch {
-        return Ok(Some(NodeSeat { rank: 0, num_ranks, coordinator: format!("127.0.0.1:{}", free_port()?), limit }));
+        let coordinator = format!("127.0.0.1:{}", free_port()?);
+        return Ok(Some(NodeSeat { rank: 0, num_ranks, coordinator, limit, processes: Processes::default() }));
     }
     let (Some(rank), Some(num_ranks), Some(coordinator)) = (args.node, args.nodes, &args.coordinator) else {
         return Ok(None);
     };
-    let seat = NodeSeat { rank, num_ranks, coordinator: coordinator.clone(), limit };
+    let seat = NodeSeat { rank, num_ranks, coordinator: coordinator.clone(), limit, processes: Processes::default() };
     seat.check().map_err(TrainError::from)?;
     Ok(Some(seat))
 }
@@ -87,53 +88,40 @@ pub(super) fn leave_word_to_rank_0(args: &RankArgs, ended: Result<(), Error>) ->
 pub(super) fn start(args: &RankArgs, seat: &NodeSeat) -> Result<Launched, Error> {
     announce(seat)?;
     keep_quiet();
-    Launched::start(args, seat)
-}
-
-/// The processes that `--launch` starts beside this one.
-pub(super) struct Launched(Vec<Child>);
-
-impl Launched {
-    /// Starts this program again for every other rank of `seat`, with the same options; none unless it was asked for.
-    fn start(args: &RankArgs, seat: &NodeSeat) -> Result<Self, Error> {
-        let mut launched = Self(Vec::new());
-        if args.launch.is_none() {
-            return Ok(launched);
-        }
-        let fault = |source: io::Error| Error::Launch { source };
-        let program = env::current_exe().map_err(fault)?;
-        let threads = available_parallelism().map_or(1, NonZero::get).div_ceil(seat.num_ranks);
-        for rank in 1..seat.num_ranks {
-            let mut command = Command::new(&program);
-            command.args(without_launch(env::args_os().skip(1)));
-            command.args(["--node", &rank.to_string(), "--nodes", &seat.num_ranks.to_string()]);
-            command.args(["--coordinator", &seat.coordinator, "--launched"]);
-            command.stdin(Stdio::piped()).stdout(Stdio::null());
-            if env::var_os(THREADS).is_none() {
-                command.env(THREADS, threads.to_string());
-            }
-            // A key that interrupts rank 0 is not for them: they end when it has saved.
-            #[cfg(unix)]
-            std::os::unix::process::CommandExt::process_group(&mut command, 0);
-            launched.0.push(command.spawn().map_err(fault)?);
-        }
-        Ok(launched)
+    let launched = Launched(seat.processes.clone());
+    if args.launch.is_some() {
+        launch(seat).map_err(|source| Error::Launch { source })?;
     }
+    Ok(launched)
 }
+
+/// Starts this program again for every other rank of `seat`, with the same options.
+fn launch(seat: &NodeSeat) -> io::Result<()> {
+    let program = env::current_exe()?;
+    let threads = available_parallelism().map_or(1, NonZero::get).div_ceil(seat.num_ranks);
+    for rank in 1..seat.num_ranks {
+        let mut command = Command::new(&program);
+        command.args(without_launch(env::args_os().skip(1)));
+        command.args(["--node", &rank.to_string(), "--nodes", &seat.num_ranks.to_string()]);
+        command.args(["--coordinator", &seat.coordinator, "--launched"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        if env::var_os(THREADS).is_none() {
+            command.env(THREADS, threads.to_string());
+        }
+        // A key that interrupts rank 0 is not for them: they end when it has saved.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        seat.processes.push(command.spawn()?);
+    }
+    Ok(())
+}
+
+/// Ends the processes of `--launch` with rank 0.
+pub(super) struct Launched(Processes);
 
 impl Drop for Launched {
-    /// They end with rank 0, which they see at their standard input: waits for that, so that nothing is left behind. One that does not is
-    /// killed, as it may be stopped.
     fn drop(&mut self) {
-        self.0.iter_mut().for_each(|child| drop(child.stdin.take()));
-        let deadline = Instant::now() + GRACE;
-        for child in &mut self.0 {
-            while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            // One that is gone already is what is wanted.
-            let _ = child.kill().and_then(|()| child.wait());
-        }
+        self.0.end(GRACE);
     }
 }
 
@@ -182,7 +170,7 @@ mod tests {
         assert_eq!((found.rank, found.num_ranks, found.limit), (1, 2, Duration::from_secs(5)));
         assert!(seat(&args(2, 2)).is_err_and(|error| error.to_string().contains("it is none")));
         let alone = RankArgs { rank_timeout: 5, ..RankArgs::default() };
-        assert_eq!(seat(&alone).expect("no place"), None);
+        assert!(seat(&alone).expect("no place").is_none());
         let launched = seat(&RankArgs { launch: Some(3), ..alone }).expect("a port").expect("among others");
         assert_eq!((launched.rank, launched.num_ranks), (0, 3));
     }

@@ -19,6 +19,7 @@
 mod group;
 mod nodes;
 mod packed;
+mod processes;
 mod threads;
 
 use moe_models::lm::LmMoeConfig;
@@ -28,6 +29,7 @@ use crate::config::ConfigError;
 pub use group::{Collective, Group, RankError};
 pub use nodes::{Hello, Node, NodeSeat};
 pub(crate) use packed::Packed;
+pub use processes::Processes;
 pub use threads::{Seat, ThreadGroup};
 
 /// Who trains.

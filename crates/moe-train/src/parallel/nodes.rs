@@ -23,7 +23,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::time;
 
-use super::{Collective, RankError};
+use super::{Collective, Processes, RankError};
 
 /// The path of the connections.
 const ROUTE: &str = "ranks";
@@ -31,11 +31,11 @@ const ROUTE: &str = "ranks";
 const CHUNK: usize = 8 << 20;
 /// How long the first words of a connection may take.
 const GREETING: Duration = Duration::from_secs(10);
-/// Between two attempts to reach a coordinator that is not there yet.
+/// Between two attempts to reach a coordinator that is not there yet, and two looks at the processes that are to come.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// The place of a process among the ranks of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct NodeSeat {
     /// Which of the ranks this is, from 0.
     pub rank: usize,
@@ -46,6 +46,8 @@ pub struct NodeSeat {
     /// How long rank 0 waits for the others before one counts as lost. The others give rank 0 twice as long: it may be waiting itself, and then says
     /// for whom.
     pub limit: Duration,
+    /// The other ranks, where rank 0 has started them: it does not wait for one that has ended.
+    pub processes: Processes,
 }
 
 impl NodeSeat {
@@ -217,7 +219,7 @@ async fn gather(seat: &NodeSeat, hello: &Hello) -> Result<Vec<WsServerChannel>, 
     let wait = Wait::from_now(seat.limit);
     let mut others = BTreeMap::new();
     while others.len() + 1 < seat.num_ranks {
-        let mut connection = match time::timeout(wait.left(), arrivals.recv()).await {
+        let mut connection = match time::timeout(wait.left().min(PAUSE), arrivals.recv()).await {
             Ok(Some(connection)) => connection,
             // Nobody can arrive any more: the server has ended.
             Ok(None) => {
@@ -227,6 +229,10 @@ async fn gather(seat: &NodeSeat, hello: &Hello) -> Result<Vec<WsServerChannel>, 
                 };
                 return Err(format!("it cannot listen on port {port}: {reason}"));
             }
+            Err(_) if !wait.left().is_zero() => match seat.processes.ended() {
+                Some((rank, status)) => return Err(format!("rank {rank} has ended before they met ({status})")),
+                None => continue,
+            },
             Err(_) => {
                 let missing: Vec<_> = (1..seat.num_ranks).filter(|rank| !others.contains_key(rank)).collect();
                 return Err(format!("ranks {missing:?} did not come within {:?}", seat.limit));

@@ -11,7 +11,9 @@ fn free_port() -> u16 {
 
 fn seats(num_ranks: usize, limit: Duration) -> Vec<NodeSeat> {
     let coordinator = format!("127.0.0.1:{}", free_port());
-    (0..num_ranks).map(|rank| NodeSeat { rank, num_ranks, coordinator: coordinator.clone(), limit }).collect()
+    let seat =
+        |rank| NodeSeat { rank, num_ranks, coordinator: coordinator.clone(), limit, processes: Processes::default() };
+    (0..num_ranks).map(seat).collect()
 }
 
 fn hello() -> Hello {
@@ -153,10 +155,26 @@ fn nobody_to_meet_is_an_error_after_the_limit() {
 }
 
 #[test]
+#[cfg(unix)]
+fn rank_0_does_not_wait_for_a_process_that_has_ended() {
+    let (started, seat) = (Instant::now(), seats(3, LONG).remove(0));
+    for script in ["exec sleep 60", "exit 7"] {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script]).stdin(std::process::Stdio::piped());
+        seat.processes.push(command.spawn().expect("there is a shell"));
+    }
+    let error = Node::<Flex>::meet(&seat, &hello()).err().expect("one has ended").reason;
+    assert_eq!(error, "rank 2 has ended before they met (exit status: 7)");
+    seat.processes.end(Duration::from_millis(100));
+    assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
+    assert_eq!(seat.processes.ended().map(|(rank, status)| (rank, status.code())), Some((1, None)), "it was killed");
+}
+
+#[test]
 fn a_port_that_is_taken_is_named() {
     let listener = TcpListener::bind("0.0.0.0:0").expect("a port");
     let port = listener.local_addr().expect("bound").port();
-    let seat = NodeSeat { rank: 0, num_ranks: 2, coordinator: format!("127.0.0.1:{port}"), limit: LONG };
+    let seat = NodeSeat { coordinator: format!("127.0.0.1:{port}"), ..seats(2, LONG).remove(0) };
     let error = Node::<Flex>::meet(&seat, &hello()).err().expect("it is taken").reason;
     assert!(error.contains(&format!("cannot listen on port {port}")), "{error}");
 }
