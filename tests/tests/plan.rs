@@ -209,3 +209,24 @@ fn a_measured_step_takes_longer_than_the_bound() {
         assert!((0.3..1.0).contains(&part), "the bound is {part} of {seconds} s");
     }
 }
+
+/// What ranks of the program send each other in a step, as the loopback interface counted it.
+#[test]
+fn the_bytes_that_ranks_exchange_are_those_of_the_plan() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../benchmarks/ranks/2026-11-26.txt");
+    let text = std::fs::read_to_string(path).expect("a committed record");
+    let measured = |ranks: u64| -> Vec<f64> {
+        let lines = text.lines().filter(|line| line.starts_with(&format!("--launch {ranks} ")));
+        lines.map(|line| line.rsplit(' ').next().and_then(|word| word.parse().ok()).expect("a number")).collect()
+    };
+    for ranks in [2, 4] {
+        let setting = Setting { model: preset("tiny").unwrap(), ..one_device() };
+        let plan = Plan::new(&setting, Layout::new(&setting.model, ranks, 1).unwrap()).unwrap();
+        let planned = ranks as f64 * plan.traffic.all_reduce();
+        let found = measured(ranks);
+        assert_eq!(found.len(), 2, "two runs");
+        for found in found {
+            assert!((1.0..1.02).contains(&(found / planned)), "{ranks} ranks: {found} bytes, planned {planned}");
+        }
+    }
+}

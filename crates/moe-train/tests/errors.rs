@@ -135,6 +135,23 @@ fn a_flipped_bit_in_a_checkpoint_is_found() {
 }
 
 #[test]
+fn a_run_whose_settings_were_changed_to_a_contradiction_does_not_go_on() {
+    let place = Place::new();
+    succeed(place.train("run", 5));
+    let path = place.path("run/config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("JSON");
+    let top_k = config.pointer_mut("/model/moe/top_k").expect("a setting");
+    *top_k = 9.into();
+    // As the program says, where a change is meant.
+    config.as_object_mut().and_then(|config| config.remove("crc32")).expect("a checksum");
+    fs::write(&path, config.to_string()).expect("writable");
+    let mut command = place.resume("run");
+    command.args(["--steps", "6"]);
+    let message = fail(command);
+    assert!(message.contains("moe.top_k = 9 is more than moe.num_experts = 4"), "{message}");
+}
+
+#[test]
 fn a_checkpoint_of_another_model_is_refused() {
     let place = Place::new();
     succeed(place.train("run", 5));

@@ -40,9 +40,9 @@ fn shapes(norm: QkNorm) -> [Vec<usize>; 7] {
     [vec![b, s, d], vec![d, h * a], vec![d, c * a], vec![d, c * a], vec![h * a, d], query_norm, key_norm]
 }
 
-fn numbers(norm: QkNorm) -> Vec<Vec<f64>> {
+fn numbers(norm: QkNorm, first_seed: u64) -> Vec<Vec<f64>> {
     let of = |(seed, shape): (u64, Vec<usize>)| random(shape.iter().product(), seed);
-    let mut numbers: Vec<_> = (1..).zip(shapes(norm)).map(of).collect();
+    let mut numbers: Vec<_> = (first_seed..).zip(shapes(norm)).map(of).collect();
     numbers[5..].iter_mut().flatten().for_each(|gain| *gain += 1.5);
     numbers
 }
@@ -143,7 +143,7 @@ fn forward<B: AutodiffMoeBackend>(model: &Lm<B>, x: Tensor<B, 3>) -> Tensor<B, 3
 
 fn values_and_gradients_match_the_loops<B: AutodiffMoeBackend>(device: &B::Device) {
     for norm in NORMS {
-        let numbers = numbers(norm);
+        let numbers = numbers(norm, 1);
         let (found, expected) = (run::<B>(norm, &numbers, forward, device), by_loops(norm, &numbers));
         assert_eq!(found.len(), expected.len());
         for ((what, found), expected) in named(norm).zip(&found).zip(&expected) {
@@ -156,7 +156,7 @@ fn values_and_gradients_match_the_loops<B: AutodiffMoeBackend>(device: &B::Devic
 mod low_precision {
     use burn::tensor::DType;
     use burn::tensor::activation::softmax;
-    use moe_tests::{Flex, HALF, assert_like_plain_ops, rounded};
+    use moe_tests::{Flex, HALF, assert_like_plain_ops, mean_square_error, rounded};
 
     use super::*;
 
@@ -199,23 +199,40 @@ mod low_precision {
         mixed.matmul(attention.output.val().cast(dtype)).reshape([b, s, d])
     }
 
-    #[test]
-    fn low_precision_loses_no_more_than_twice_what_plain_ops_lose() {
+    /// Random numbers of that many kinds: a gain has ten, whose errors are chance for one kind.
+    const KINDS: u64 = 3;
+
+    /// The outputs and gradients of `forward` and of `plain`, and of the loops, in the order of [`NAMES`].
+    fn all_three(norm: QkNorm, dtype: DType, first_seed: u64) -> [Vec<Vec<f64>>; 3] {
         let device = Default::default();
-        for (norm, (dtype, called)) in NORMS[1..].iter().flat_map(|&norm| HALF.map(|half| (norm, half))) {
-            let mut numbers = numbers(norm);
-            numbers[0] = rounded::<Flex>(numbers[0].len(), 1, dtype, &device);
-            let run = |path: fn(&Lm<Flex>, Tensor<Flex, 3>) -> Tensor<Flex, 3>| {
-                let forward = |model: &Lm<Flex>, x: Tensor<Flex, 3>| {
-                    let output = path(model, x.cast(dtype));
-                    assert_eq!(output.dtype(), dtype);
-                    output.cast(DType::F32)
-                };
-                run::<Flex>(norm, &numbers, forward, &device)
+        let mut numbers = numbers(norm, first_seed);
+        numbers[0] = rounded::<Flex>(numbers[0].len(), first_seed, dtype, &device);
+        let run = |path: fn(&Lm<Flex>, Tensor<Flex, 3>) -> Tensor<Flex, 3>| {
+            let forward = |model: &Lm<Flex>, x: Tensor<Flex, 3>| {
+                let output = path(model, x.cast(dtype));
+                assert_eq!(output.dtype(), dtype);
+                output.cast(DType::F32)
             };
-            let (found, plain, exact) = (run(forward), run(plain), by_loops(norm, &numbers));
+            run::<Flex>(norm, &numbers, forward, &device)
+        };
+        [run(forward), run(plain), by_loops(norm, &numbers)]
+    }
+
+    #[test]
+    fn low_precision_loses_what_plain_ops_lose() {
+        for (norm, (dtype, called)) in NORMS[1..].iter().flat_map(|&norm| HALF.map(|half| (norm, half))) {
+            let mut kinds = (0..KINDS).map(|kind| all_three(norm, dtype, 1 + 10 * kind));
+            let mut all = kinds.next().expect("there are some");
+            for kind in kinds {
+                let more = kind.into_iter().flatten();
+                all.iter_mut().flatten().zip(more).for_each(|(values, more)| values.extend(more));
+            }
+            let [found, plain, exact] = all;
             for (((what, found), plain), exact) in named(norm).zip(&found).zip(&plain).zip(&exact) {
                 assert_like_plain_ops(&what, called, [found, plain], exact);
+                // Gradients of scores that do not cancel in a row, as the sum over one was rounded, are 1.3 to 1.7 times as far off.
+                let ratio = mean_square_error(found, exact) / mean_square_error(plain, exact);
+                assert!(ratio < 1.25, "{called}, {what}: {ratio} times the error of plain ops");
             }
         }
     }

@@ -118,7 +118,7 @@ impl Campaign {
     fn check_farewell(&self, name: &str) -> Result<()> {
         let said = self.said(name, "stderr")?;
         let lines = said.lines().filter(|line| line.starts_with("error: ")).count();
-        let names_a_rank = said.contains("error: rank 0 cannot train with the others: rank ");
+        let names_a_rank = said.contains("error: rank 0 cannot train with the others: rank");
         if lines == 1 && names_a_rank { Ok(()) } else { Err(format!("it lost a rank and said: {}", said.trim())) }
     }
 

@@ -38,8 +38,14 @@ pub(crate) fn causal_attention_backward<B: MoeBackend>(
     let lse = wrap::<B, 3>(lse).swap_dims(1, 2).reshape([batch, kv_heads, heads / kv_heads * len, 1]);
 
     let weights = (scores(query.clone(), key.clone(), len, scale) - lse).exp();
-    let along = sum_dim(grad.clone().cast(stats) * output.cast(stats), 3);
     let grad_weights = matmul(grad.clone(), value.permute([0, 2, 3, 1])).cast(stats);
+    // The sum over a row of `weights * grad_weights` is that of `grad * output` as well, which are fewer numbers. Where the output was rounded it is not:
+    // the gradients of the scores of a row would no longer cancel as they should.
+    let along = if dtype == stats {
+        sum_dim(grad.clone() * output, 3)
+    } else {
+        sum_dim(weights.clone() * grad_weights.clone(), 3)
+    };
     let grad_scores = (weights.clone() * (grad_weights - along)).mul_scalar(scale).cast(dtype);
 
     let grad_value = matmul(weights.cast(dtype).swap_dims(2, 3), grad).swap_dims(1, 2);

@@ -7,6 +7,10 @@ use burn::tensor::{DType, Tensor};
 
 use super::{Group, RankError};
 
+/// Vectors with so many numbers are exchanged alone, so that they are in memory once more at most, and not all of them twice. In tests it is few, for
+/// their models are small.
+const ALONE: usize = if cfg!(test) { 64 } else { 1 << 20 };
+
 /// Vectors that ranks take the mean of together: put in by one walk over what holds them, taken out by the same walk.
 pub(crate) struct Packed<I: Backend> {
     tensors: VecDeque<Tensor<I, 1>>,
@@ -20,6 +24,28 @@ impl<I: Backend> Packed<I> {
     /// Adds a vector.
     pub(crate) fn push(&mut self, tensor: Tensor<I, 1>) {
         self.tensors.push_back(tensor);
+    }
+
+    /// Of the first walk: the mean of a large vector, a small one as it is, which is added.
+    pub(crate) fn give<B>(&mut self, tensor: Tensor<I, 1>, group: &Group<B>) -> Tensor<I, 1>
+    where
+        B: AutodiffBackend<InnerBackend = I>,
+    {
+        if is_large(&tensor) {
+            let dtype = tensor.dtype();
+            return group.mean_of(tensor.cast(DType::F32)).cast(dtype);
+        }
+        self.push(tensor.clone());
+        tensor
+    }
+
+    /// Of the second walk: a large vector as it is, the next one in the place of a small one.
+    ///
+    /// # Panics
+    ///
+    /// Panics when there is none.
+    pub(crate) fn take(&mut self, tensor: Tensor<I, 1>) -> Tensor<I, 1> {
+        if is_large(&tensor) { tensor } else { self.pop() }
     }
 
     /// Their means over the ranks in one exchange, in f32; each comes back in the dtype it had.
@@ -51,6 +77,10 @@ impl<I: Backend> Packed<I> {
     }
 }
 
+fn is_large<I: Backend>(tensor: &Tensor<I, 1>) -> bool {
+    tensor.dims()[0] >= ALONE
+}
+
 #[cfg(test)]
 mod tests {
     use burn::backend::{Autodiff, Flex};
@@ -76,6 +106,21 @@ mod tests {
                 _ => Err(RankError { rank: 0, reason: "gone".into() }),
             }
         }
+    }
+
+    #[test]
+    fn large_vectors_are_exchanged_alone() {
+        let device = Default::default();
+        let tensor = |len| Tensor::<Flex, 1>::full([len], 5.0, &device).cast(DType::F64);
+        let group = Group::<Autodiff<Flex>>::new(Ones(Default::default()));
+        let mut packed = Packed::new();
+        let large = packed.give(tensor(ALONE), &group);
+        large.to_data().assert_eq(&burn::tensor::TensorData::from([3.0f64; ALONE]), true);
+        let small = packed.give(tensor(2), &group);
+        small.to_data().assert_eq(&[5.0f64; 2].into(), true);
+        packed.take(large).to_data().assert_eq(&burn::tensor::TensorData::from([3.0f64; ALONE]), true);
+        packed.take(small).to_data().assert_eq(&[5.0f64; 2].into(), true);
+        assert!(packed.tensors.is_empty());
     }
 
     #[test]

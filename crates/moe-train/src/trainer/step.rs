@@ -300,15 +300,12 @@ impl<B: AutodiffMoeBackend, M: Trainable<B>> Gathered<B, M> {
         self.losses = losses.into_iter().collect();
         let mut packed = Packed::new();
         let num_ranks = group.num_ranks();
-        let grads = self.exchanged(model, grads, num_ranks, &mut |tensor| {
-            packed.push(tensor.clone());
-            tensor
-        });
+        let grads = self.exchanged(model, grads, num_ranks, &mut |tensor| packed.give(tensor, group));
         if let Some(totals) = &self.totals {
             totals.vectors::<B::InnerBackend>(&model.devices()[0]).into_iter().for_each(|vector| packed.push(vector));
         }
         let mut packed = packed.exchange(group)?;
-        let grads = self.exchanged(model, grads, num_ranks, &mut |_| packed.pop());
+        let grads = self.exchanged(model, grads, num_ranks, &mut |tensor| packed.take(tensor));
         if let Some(totals) = &mut self.totals {
             totals.set_vectors(|| packed.pop(), num_ranks);
         }
