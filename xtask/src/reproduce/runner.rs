@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
@@ -30,20 +31,55 @@ pub(crate) struct Setting {
     pub(crate) threads: Option<usize>,
     /// Steps of each, if not those of its size.
     pub(crate) steps: Option<usize>,
+    /// How long all of it may take.
+    pub(crate) within: Option<Duration>,
 }
 
-/// Carries out all of `runs` and adds their results; the first failure ends it after the runs that are under way.
-pub(crate) fn run_all(runs: Vec<Run>, setting: &Setting, results: &mut Results) -> Result<()> {
+/// When to begin no other run: one that takes as long as the longest yet would not end in time.
+struct Deadline {
+    started: Instant,
+    within: Option<Duration>,
+    longest: Mutex<Duration>,
+}
+
+impl Deadline {
+    fn from_now(within: Option<Duration>) -> Self {
+        Self { started: Instant::now(), within, longest: Mutex::default() }
+    }
+
+    fn leaves_room(&self) -> Result<bool> {
+        let longest = *self.longest.lock().map_err(poisoned)?;
+        Ok(self.within.is_none_or(|within| self.started.elapsed() + longest <= within))
+    }
+
+    fn note(&self, took: Duration) -> Result<()> {
+        let mut longest = self.longest.lock().map_err(poisoned)?;
+        *longest = took.max(*longest);
+        Ok(())
+    }
+}
+
+/// Carries out `runs`, as many as there is time for, and adds their results; the first failure ends it after the runs that are under way. Returns how
+/// many are left.
+pub(crate) fn run_all(runs: Vec<Run>, setting: &Setting, results: &mut Results) -> Result<usize> {
     let total = runs.len();
+    let deadline = Deadline::from_now(setting.within);
     let queue = Mutex::new(VecDeque::from_iter(runs.into_iter().enumerate()));
     let results = Mutex::new(results);
     let work = || -> Result<()> {
         loop {
+            if !deadline.leaves_room()? {
+                return Ok(());
+            }
             let next = queue.lock().map_err(poisoned)?.pop_front();
             let Some((i, run)) = next else { return Ok(()) };
             eprintln!("[{}/{total}] {}", i + 1, run.name());
+            let begun = Instant::now();
             match carry_out(&run, setting) {
-                Ok(result) => results.lock().map_err(poisoned)?.add(result)?,
+                Ok(result) => {
+                    results.lock().map_err(poisoned)?.add(result)?;
+                    deadline.note(begun.elapsed())?;
+                }
                 Err(message) => {
                     queue.lock().map_err(poisoned)?.clear();
                     return Err(format!("{}: {message}", run.name()));
@@ -54,7 +90,8 @@ pub(crate) fn run_all(runs: Vec<Run>, setting: &Setting, results: &mut Results) 
     thread::scope(|scope| {
         let workers: Vec<_> = (0..setting.jobs).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err("a worker failed".into())))
-    })
+    })?;
+    Ok(queue.into_inner().map_err(poisoned)?.len())
 }
 
 fn poisoned<T>(_: T) -> String {
@@ -172,7 +209,15 @@ mod tests {
             use std::os::unix::fs::PermissionsExt;
             fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         }
-        Setting { program, data: dir.clone(), runs: dir.join("runs"), jobs: 2, threads: Some(1), steps: Some(4) }
+        Setting {
+            program,
+            data: dir.clone(),
+            runs: dir.join("runs"),
+            jobs: 2,
+            threads: Some(1),
+            steps: Some(4),
+            within: None,
+        }
     }
 
     /// Stands in for `moe-train`: trains by making a directory, and says a loss for each way of evaluation.
@@ -194,7 +239,8 @@ mod tests {
         let runs: Vec<Run> = grid(Scale::Cpu).into_iter().take(4).collect();
         fs::create_dir_all(setting.runs.join(runs[1].name())).unwrap();
         fs::write(setting.runs.join(runs[1].name()).join("config.json"), "{}").unwrap();
-        run_all(runs.clone(), &setting, &mut Results::open(&file).unwrap()).unwrap();
+        let left = run_all(runs.clone(), &setting, &mut Results::open(&file).unwrap()).unwrap();
+        assert_eq!(left, 0);
 
         let results = Results::open(&file).unwrap();
         assert!(runs.iter().all(|run| results.has(run)));
@@ -203,6 +249,22 @@ mod tests {
         assert_eq!(results.find(&runs[0].name()).unwrap()["loss"]["frozen"], Value::Null);
         let calls = fs::read_to_string(setting.data.join("calls")).unwrap();
         assert_eq!(calls.matches("--resume").count(), 1, "a run that had begun goes on: {calls}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn no_run_begins_that_would_not_end_in_time() {
+        let slow = format!("[ $1 = train ] && sleep 1\n{STAND_IN}");
+        let within = Some(Duration::from_millis(2500));
+        let setting = Setting { jobs: 1, within, ..setting("within", &slow) };
+        let file = setting.data.join("results.jsonl");
+        let runs: Vec<Run> = grid(Scale::Cpu).into_iter().take(9).collect();
+        let started = Instant::now();
+        let left = run_all(runs.clone(), &setting, &mut Results::open(&file).unwrap()).unwrap();
+        let results = Results::open(&file).unwrap();
+        assert_eq!(runs.iter().filter(|run| results.has(run)).count(), 9 - left);
+        // Each takes a second and a little: two, or one on a machine that is busy.
+        assert!((7..=8).contains(&left), "{left} after {:?}", started.elapsed());
     }
 
     #[cfg(unix)]
