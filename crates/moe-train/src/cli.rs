@@ -154,7 +154,7 @@ pub struct RankArgs {
     /// Where they meet: host and port of process 0
     #[arg(long, value_name = "HOST:PORT", requires = "node")]
     pub coordinator: Option<String>,
-    /// Seconds without a word after which another process counts as lost, process 0 after twice that; longer than a validation and a checkpoint take
+    /// Seconds without a word after which another rank counts as lost, process 0 after twice that; longer than a validation and a checkpoint take
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     pub rank_timeout: u32,
     /// Started by --launch: ends when its standard input does, which the process that started it holds open.

@@ -1,4 +1,4 @@
-//! `train --launch` and `--node`: several processes that train together.
+//! Several ranks on the command line: the processes of `train --launch` and `--node`, the threads of `--devices`.
 
 use std::env;
 use std::ffi::OsString;
@@ -14,7 +14,7 @@ use super::say;
 use crate::{
     cli::{RankArgs, TrainArgs},
     error::Error,
-    parallel::{NodeSeat, Processes},
+    parallel::{NodeSeat, Party, Processes, RankError, Watch},
     run::{Checkpoints, RunConfig, inspect},
     trainer::TrainError,
 };
@@ -22,12 +22,12 @@ use crate::{
 /// What bounds the threads of a process on a CPU.
 const THREADS: &str = "RAYON_NUM_THREADS";
 
-/// How long a launched process may take to end by itself.
+/// How long another rank may take to end by itself.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The place of this process among others, if it is to have one.
 pub(super) fn seat(args: &RankArgs) -> Result<Option<NodeSeat>, Error> {
-    let limit = Duration::from_secs(args.rank_timeout.into());
+    let limit = limit(args);
     if let Some(num_ranks) = args.launch {
         let coordinator = format!("127.0.0.1:{}", free_port()?);
         return Ok(Some(NodeSeat { rank: 0, num_ranks, coordinator, limit, processes: Processes::default() }));
@@ -38,6 +38,24 @@ pub(super) fn seat(args: &RankArgs) -> Result<Option<NodeSeat>, Error> {
     let seat = NodeSeat { rank, num_ranks, coordinator: coordinator.clone(), limit, processes: Processes::default() };
     seat.check().map_err(TrainError::from)?;
     Ok(Some(seat))
+}
+
+/// Who trains: the processes of `seat`, or a thread for each device.
+pub(super) fn party<'a, D>(args: &RankArgs, seat: Option<&'a NodeSeat>, devices: &'a [D]) -> Party<'a, D> {
+    match seat {
+        Some(seat) => Party::Nodes(seat, &devices[0]),
+        None => Party::Threads(devices, Some(Watch { limit: limit(args), grace: GRACE, give_up })),
+    }
+}
+
+/// Ends a program of which a thread hangs.
+fn give_up(lost: RankError) {
+    eprintln!("error: {}", Error::from(TrainError::Ranks(lost)));
+    std::process::exit(1)
+}
+
+fn limit(args: &RankArgs) -> Duration {
+    Duration::from_secs(args.rank_timeout.into())
 }
 
 /// The run that a rank goes on with, read only.

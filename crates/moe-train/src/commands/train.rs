@@ -13,7 +13,7 @@ use crate::{
     error::Error,
     optim::{Freeze, parameter_paths},
     overrides::Overrides,
-    parallel::{NodeSeat, Party},
+    parallel::NodeSeat,
     progress,
     report::write_report,
     run::{Context, Run, RunConfig, Settings, Subject, Which, read_config, read_context},
@@ -142,7 +142,7 @@ impl Job {
     fn train(&mut self, args: &TrainArgs, seat: Option<&NodeSeat>) -> Result<Summary, Error> {
         let Self { config, text, run, devices } = self;
         let _launched = seat.map(|seat| nodes::start(&args.ranks, seat)).transpose()?;
-        let party = seat.map_or(Party::Threads(devices), |seat| Party::Nodes(seat, &devices[0]));
+        let party = nodes::party(&args.ranks, seat, devices);
         let mut progress = progress::for_terminal(Subject::Text);
         Ok(train_on::<Training>(config, &text.data, run, progress.as_mut(), party)?)
     }

@@ -19,7 +19,7 @@ use crate::{
     error::Error,
     images::{ImageData, ImageSource, VitTrainConfig, evaluate_images, linear_accuracy},
     optim::{Freeze, paths_in},
-    parallel::{NodeSeat, Party},
+    parallel::NodeSeat,
     progress,
     report::write_report,
     run::{Checkpoints, ImageContext, Run, Which, read_context},
@@ -137,7 +137,7 @@ impl Job {
     fn train(&mut self, args: &TrainArgs, seat: Option<&NodeSeat>) -> Result<Summary, Error> {
         let Self { config, data, run, devices, .. } = self;
         let _launched = seat.map(|seat| nodes::start(&args.ranks, seat)).transpose()?;
-        let party = seat.map_or(Party::Threads(devices), |seat| Party::Nodes(seat, &devices[0]));
+        let party = nodes::party(&args.ranks, seat, devices);
         let mut progress = progress::for_terminal(config.subject());
         Ok(train_vit_on::<Training>(config, data, run, progress.as_mut(), party)?)
     }

@@ -21,6 +21,7 @@ mod nodes;
 mod packed;
 mod processes;
 mod threads;
+mod watch;
 
 use moe_models::lm::LmMoeConfig;
 
@@ -31,12 +32,14 @@ pub use nodes::{Hello, Node, NodeSeat};
 pub(crate) use packed::Packed;
 pub use processes::Processes;
 pub use threads::{Seat, ThreadGroup};
+pub use watch::Watch;
 
 /// Who trains.
 #[derive(Debug)]
 pub enum Party<'a, D> {
-    /// A thread on each of these devices, which may be one device several times. At least one.
-    Threads(&'a [D]),
+    /// A thread on each of these devices, which may be one device several times. At least one. They wait for each other as long as the watch says, or
+    /// for ever.
+    Threads(&'a [D], Option<Watch>),
     /// Processes. This one is rank 0 of them and has this device; the others [`follow`](crate::trainer::follow).
     Nodes(&'a NodeSeat, &'a D),
 }
@@ -45,7 +48,7 @@ impl<'a, D> Party<'a, D> {
     /// How many ranks there are.
     pub fn num_ranks(&self) -> usize {
         match self {
-            Self::Threads(devices) => devices.len(),
+            Self::Threads(devices, _) => devices.len(),
             Self::Nodes(seat, _) => seat.num_ranks,
         }
     }
@@ -57,7 +60,7 @@ impl<'a, D> Party<'a, D> {
     /// Panics without a device.
     pub fn device(&self) -> &'a D {
         match self {
-            Self::Threads(devices) => devices.first().expect("Party: there must be a device to train on"),
+            Self::Threads(devices, _) => devices.first().expect("Party: there must be a device to train on"),
             Self::Nodes(_, device) => device,
         }
     }
@@ -103,7 +106,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "Party: there must be a device to train on")]
     fn a_party_without_a_device_panics() {
-        Party::<()>::Threads(&[]).device();
+        Party::<()>::Threads(&[], None).device();
     }
 
     #[test]

@@ -9,7 +9,8 @@ use burn_collective::{
     CollectiveConfig, CollectiveError, PeerId, ReduceOperation, all_reduce, broadcast, register, reset_collective,
 };
 
-use super::{Collective, RankError};
+use super::watch::{Patience, Watcher};
+use super::{Collective, RankError, Watch};
 
 /// `burn-collective` has one group for a backend in a process.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -19,22 +20,23 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// Dropping it ends the exchange: whoever waits for another rank gets an error.
 pub struct ThreadGroup<I: Backend> {
     num_ranks: usize,
+    watcher: Watcher,
     _alone: MutexGuard<'static, ()>,
     backend: PhantomData<I>,
 }
 
 impl<I: Backend> ThreadGroup<I> {
-    /// For so many ranks.
-    pub fn open(num_ranks: usize) -> Self {
+    /// For so many ranks, which wait for each other as long as `watch` says, or for ever.
+    pub fn open(num_ranks: usize, watch: Option<Watch>) -> Self {
         // A thread that panicked has left nothing behind that the reset does not clear.
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         reset_collective::<I>();
-        Self { num_ranks, _alone: alone, backend: PhantomData }
+        Self { num_ranks, watcher: Watcher::start::<I>(num_ranks, watch), _alone: alone, backend: PhantomData }
     }
 
     /// The place of a rank, to be taken in its own thread.
     pub fn seat(&self, rank: usize) -> Seat<I> {
-        Seat { rank, num_ranks: self.num_ranks, backend: PhantomData }
+        Seat { rank, num_ranks: self.num_ranks, patience: self.watcher.patience(rank), backend: PhantomData }
     }
 }
 
@@ -48,6 +50,7 @@ impl<I: Backend> Drop for ThreadGroup<I> {
 pub struct Seat<I: Backend> {
     rank: usize,
     num_ranks: usize,
+    patience: Patience,
     backend: PhantomData<I>,
 }
 
@@ -65,7 +68,8 @@ impl<I: Backend> Seat<I> {
     /// What `burn-collective` says.
     pub fn take(self, device: &I::Device) -> Result<Self, RankError> {
         let config = CollectiveConfig::default().with_num_devices(self.num_ranks);
-        register::<I>(self.peer(), device.clone(), config).map_err(|error| self.error(error))?;
+        let registered = self.patience.wait(|| register::<I>(self.peer(), device.clone(), config));
+        registered.map_err(|error| self.error(error))?;
         Ok(self)
     }
 
@@ -74,13 +78,13 @@ impl<I: Backend> Seat<I> {
     }
 
     fn error(&self, error: CollectiveError) -> RankError {
-        let reason = match error {
+        let reason = || match error {
             CollectiveError::LocalServerMissing | CollectiveError::RegisterNotFirstOperation => {
                 "another rank has ended".into()
             }
             other => format!("{other:?}"),
         };
-        RankError { rank: self.rank, reason }
+        RankError { rank: self.rank, reason: self.patience.reason().unwrap_or_else(reason) }
     }
 
     /// What `root` has, on the device of `values`.
@@ -101,14 +105,14 @@ impl<I: Backend> Collective<I> for Seat<I> {
 
     /// `burn-collective`'s own sum takes the ranks in the order of a hash map, another one every time; of two that makes no difference.
     fn sum(&self, values: Tensor<I, 1>) -> Result<Tensor<I, 1>, RankError> {
-        let sum = match self.num_ranks {
+        let sum = self.patience.wait(|| match self.num_ranks {
             1 => Ok(values),
             2 => all_reduce::<I>(self.peer(), primitive(values), ReduceOperation::Sum).map(tensor),
             _ => {
                 let each = (0..self.num_ranks).map(|rank| self.received(rank, &values));
                 each.reduce(|sum, next| Ok(sum? + next?)).expect("there are ranks")
             }
-        };
+        });
         sum.map_err(|error| self.error(error))
     }
 }
@@ -123,13 +127,16 @@ fn tensor<I: Backend>(primitive: I::FloatTensorPrimitive) -> Tensor<I, 1> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
+
     use burn::backend::Flex;
 
     use super::*;
 
     /// What every rank gets for the sum of what `of` gives each.
     fn sums(num_ranks: usize, of: fn(usize) -> Vec<f32>) -> Vec<Vec<f32>> {
-        let group = ThreadGroup::<Flex>::open(num_ranks);
+        let group = ThreadGroup::<Flex>::open(num_ranks, None);
         std::thread::scope(|scope| {
             let ranks: Vec<_> = (0..num_ranks)
                 .map(|rank| {
@@ -165,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_rank_that_leaves_is_an_error_for_those_who_wait() {
-        let group = ThreadGroup::<Flex>::open(2);
+        let group = ThreadGroup::<Flex>::open(2, None);
         let seats = [0, 1].map(|rank| group.seat(rank));
         std::thread::scope(|scope| {
             let [first, second] = seats;
@@ -178,5 +185,43 @@ mod tests {
             let error = waits.join().expect("no panic").expect_err("alone");
             assert_eq!(error.to_string(), "rank 0 cannot train with the others: another rank has ended");
         });
+    }
+    /// Why rank 0 of two stops waiting, and how often `give_up` was called, when rank 1 does not come for so long.
+    fn silence(silent_for: Duration) -> (String, usize) {
+        static GIVEN_UP: AtomicUsize = AtomicUsize::new(0);
+        let give_up = |error: RankError| {
+            assert!(error.reason.contains("rank 1 has been silent"), "{error}");
+            GIVEN_UP.fetch_add(1, Ordering::SeqCst);
+        };
+        let (before, limit) = (GIVEN_UP.load(Ordering::SeqCst), Duration::from_millis(400));
+        let group = ThreadGroup::<Flex>::open(2, Some(Watch { limit, grace: limit, give_up }));
+        let [first, second] = [0, 1].map(|rank| group.seat(rank));
+        let reason = std::thread::scope(|scope| {
+            let silent = scope.spawn(move || {
+                let device = Default::default();
+                let seat = second.take(&device).expect("both come");
+                // Slow, but in time.
+                std::thread::sleep(limit / 4);
+                seat.sum(Tensor::ones([3], &device)).expect("both are there");
+                std::thread::sleep(silent_for);
+            });
+            let device = Default::default();
+            let seat = first.take(&device).expect("both come");
+            seat.sum(Tensor::ones([3], &device)).expect("both are there");
+            let started = Instant::now();
+            let error = seat.sum(Tensor::ones([3], &device)).expect_err("alone");
+            assert!(started.elapsed() < 3 * limit, "{:?}", started.elapsed());
+            silent.join().expect("no panic");
+            error.reason
+        });
+        drop(group);
+        (reason, GIVEN_UP.load(Ordering::SeqCst) - before)
+    }
+
+    #[test]
+    fn a_rank_that_hangs_is_named_in_time() {
+        let reason = "rank 1 has been silent for 0.4 s (--rank-timeout)".to_string();
+        assert_eq!(silence(Duration::from_millis(600)), (reason.clone(), 0), "it came back");
+        assert_eq!(silence(Duration::from_millis(1600)), (reason, 1), "it hung for longer than the grace");
     }
 }

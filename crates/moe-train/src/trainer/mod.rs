@@ -77,7 +77,7 @@ pub fn train<B: AutodiffMoeBackend>(
     progress: &mut dyn Progress,
     device: &B::Device,
 ) -> Result<Summary, TrainError> {
-    train_on::<B>(config, data, run, progress, Party::Threads(slice::from_ref(device)))
+    train_on::<B>(config, data, run, progress, Party::Threads(slice::from_ref(device), None))
 }
 
 /// [`train`] by the ranks of `party`: see [`parallel`](crate::parallel).
@@ -129,7 +129,7 @@ pub fn train_vit<B: AutodiffMoeBackend>(
     progress: &mut dyn Progress,
     device: &B::Device,
 ) -> Result<Summary, TrainError> {
-    train_vit_on::<B>(config, data, run, progress, Party::Threads(slice::from_ref(device)))
+    train_vit_on::<B>(config, data, run, progress, Party::Threads(slice::from_ref(device), None))
 }
 
 /// [`train_on`] for a vision model.
@@ -187,8 +187,10 @@ where
     run.truncate_metrics_after(session.step())?;
     progress.start(session.step(), session.total_steps());
     let trained = match party {
-        Party::Threads([_]) => take_steps(trainee, &mut session, run, progress),
-        Party::Threads(devices) => take_steps_together(task, devices, trainee, &mut session, run, progress),
+        Party::Threads([_], _) => take_steps(trainee, &mut session, run, progress),
+        Party::Threads(devices, watch) => {
+            take_steps_together(task, (devices, watch), trainee, &mut session, run, progress)
+        }
         Party::Nodes(seat, _) => {
             session.meet(seat, &trainee.model).and_then(|()| take_steps(trainee, &mut session, run, progress))
         }

@@ -13,7 +13,7 @@ use super::take_steps;
 use super::task::Task;
 use crate::model::Trainable;
 use crate::optim::ModelExperts;
-use crate::parallel::{Group, RankError, Seat, ThreadGroup};
+use crate::parallel::{Group, RankError, Seat, ThreadGroup, Watch};
 use crate::progress::Progress;
 use crate::run::{Run, TrainState};
 
@@ -21,7 +21,7 @@ use crate::run::{Run, TrainState};
 /// from copies of `trainee` until they are done, or rank 0 is.
 pub(super) fn take_steps_together<B, M, T>(
     task: &T,
-    devices: &[B::Device],
+    (devices, watch): (&[B::Device], Option<Watch>),
     trainee: Trainee<B, M>,
     session: &mut Session<'_, B, M, T>,
     run: &mut Run,
@@ -33,7 +33,7 @@ where
     T: Task<B, M>,
     ModelExperts: FindExperts<M>,
 {
-    let group = ThreadGroup::<B::InnerBackend>::open(devices.len());
+    let group = ThreadGroup::<B::InnerBackend>::open(devices.len(), watch);
     // Before any of them waits for the others: memory may not suffice.
     let copies: Vec<_> = devices[1..].iter().map(|device| (device, trainee.copy_to(device))).collect();
     thread::scope(|scope| {

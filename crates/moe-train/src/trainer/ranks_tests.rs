@@ -33,7 +33,7 @@ fn four_rows() -> TrainConfig {
 fn go_on(dir: &Path, config: &TrainConfig, num_ranks: usize) -> Result<Vec<StepRecord>, TrainError> {
     let (mut run, _) = Run::open(dir).expect("the run opens");
     let devices = vec![Default::default(); num_ranks];
-    train_on::<AD>(config, &data(), &mut run, &mut Silent::default(), Party::Threads(&devices))?;
+    train_on::<AD>(config, &data(), &mut run, &mut Silent::default(), Party::Threads(&devices, None))?;
     Ok(losses(dir))
 }
 
@@ -174,7 +174,7 @@ fn a_panic_of_rank_0_ends_the_others() {
     let (mut run, _) = Run::open(&dir).expect("the run opens");
     let devices = [Default::default(), Default::default()];
     let trained = catch_unwind(AssertUnwindSafe(|| {
-        train_on::<AD>(&config, &data(), &mut run, &mut Panics, Party::Threads(&devices)).map(drop)
+        train_on::<AD>(&config, &data(), &mut run, &mut Panics, Party::Threads(&devices, None)).map(drop)
     }));
     let panic = trained.expect_err("it panics, and the others do not wait for ever");
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"no room to draw"));

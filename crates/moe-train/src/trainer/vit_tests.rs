@@ -148,7 +148,8 @@ fn on_ranks(start: &Path, config: &VitTrainConfig, num_ranks: usize) -> Vec<crat
     copy_run(start, &dir);
     let (mut run, _) = Run::open(&dir).expect("the run opens");
     let devices = vec![Default::default(); num_ranks];
-    train_vit_on::<AD>(config, &data(), &mut run, &mut Silent::default(), Party::Threads(&devices)).expect("training");
+    train_vit_on::<AD>(config, &data(), &mut run, &mut Silent::default(), Party::Threads(&devices, None))
+        .expect("training");
     losses(&dir)
 }
 
