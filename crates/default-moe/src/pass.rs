@@ -6,7 +6,7 @@
 //! of this very pass. The update is computed here and handed back; the module stays as it is.
 
 use burn::tensor::Tensor;
-use moe_kernels::{MoeBackend, expert_ffn_summing, linear, sum_of_squares};
+use moe_kernels::{MoeBackend, expert_ffn_summing, linear, linear_onto, sum_of_squares};
 use moe_layers::{Experts, Moe, MoeLosses, Routing, dispatch};
 
 use crate::{DefaultUpdate, DefaultVectors, Evaluation, Form, UpdateRule};
@@ -147,9 +147,13 @@ impl<B: MoeBackend> DefaultVectors<B> {
             // Zero, with the gradient of the weights.
             Form::BackwardOnly => weights.clone() - weights.detach(),
         };
-        let fill = linear(weights.cast(dtype), vectors.cast(dtype));
-        let energy = self.is_measuring().then(|| energy(&fill, &experts_part));
-        (experts_part + fill, energy)
+        let (weights, vectors) = (weights.cast(dtype), vectors.cast(dtype));
+        if self.is_measuring() {
+            let fill = linear(weights, vectors);
+            let energy = energy(&fill, &experts_part);
+            return (experts_part + fill, Some(energy));
+        }
+        (linear_onto(experts_part, weights, vectors), None)
     }
 }
 

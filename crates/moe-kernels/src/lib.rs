@@ -19,7 +19,7 @@
 //! | [`rms_norm`], [`layer_norm`] | rows to mean square (or variance) 1, gain, shift | saves its inputs only |
 //! | [`softmax_rows`], [`log_sum_exp_rows`] | of each row | from the output; from the input |
 //! | [`cross_entropy_rows`] | `log sum exp - logit of the target` | softmax minus one-hot, in one pass |
-//! | [`linear`], [`linear_transposed`] | rows times one matrix | two products |
+//! | [`linear`], [`linear_transposed`], [`linear_onto`] | rows times one matrix, added to something or not | two products |
 //! | [`rotary`] | turns pairs of channels | turns them back; saves nothing |
 //! | [`causal_attention`] | in blocks, grouped queries | saves inputs, output and one number per row of scores |
 //! | [`adamw_step`], [`adamw_step_scaled`], [`sum_of_squares`] | the optimizer's passes over the parameters | none |
@@ -131,8 +131,8 @@ pub use ffn::{FfnGrads, FfnNeeds, FfnSaved, FfnSummed, FfnWeights};
 pub use functions::{
     adamw_step, adamw_step_scaled, causal_attention, chosen, combine_rows, cross_entropy_rows, dispatch_rows,
     divide_rows, expert_ffn, expert_ffn_summing, gelu, grouped_matmul, grouped_matmul_transposed, grouped_outer,
-    layer_norm, linear, linear_transposed, log_sum_exp_rows, rms_norm, rotary, softmax_rows, sum_dim, sum_of_squares,
-    swiglu, top_k, unchosen, with_threads_awake,
+    layer_norm, linear, linear_onto, linear_transposed, log_sum_exp_rows, rms_norm, rotary, softmax_rows, sum_dim,
+    sum_of_squares, swiglu, top_k, unchosen, with_threads_awake,
 };
 pub use ops::{AutodiffMoeBackend, MoeBackend};
 pub use plan::ExpertPlan;

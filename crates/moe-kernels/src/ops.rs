@@ -109,6 +109,11 @@ pub trait MoeBackend: Backend {
         Self::moe_matmul(x, weight)
     }
 
+    /// `base` `[T, O]` plus `x` `[T, I]` times `weight` `[I, O]`.
+    fn moe_linear_onto(base: FloatTensor<Self>, x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_add(base, Self::moe_linear(x, weight))
+    }
+
     /// `grad` `[T, O]` times the transposed `weight` `[I, O]`, to `[T, I]`: the gradient of [`moe_linear`](Self::moe_linear) with
     /// respect to `x`, and a product of its own.
     fn moe_linear_backward_x(grad: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

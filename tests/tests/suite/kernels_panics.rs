@@ -180,6 +180,24 @@ fn a_matrix_of_another_dtype_panics() {
     moe_kernels::linear(ones([2, 5]), ones([5, 4]).cast(burn::tensor::DType::BF16));
 }
 
+#[test]
+#[should_panic(expected = "linear_onto: x [T, I] and weight [I, O] disagree on I")]
+fn linear_onto_of_another_width_panics() {
+    moe_kernels::linear_onto(ones([2, 4]), ones([2, 5]), ones([4, 4]));
+}
+
+#[test]
+#[should_panic(expected = "linear_onto: base must be [T, O]")]
+fn linear_onto_something_of_another_shape_panics() {
+    moe_kernels::linear_onto(ones([4, 2]), ones([2, 5]), ones([5, 4]));
+}
+
+#[test]
+#[should_panic(expected = "linear_onto: base, x and weight must be of one dtype")]
+fn linear_onto_something_of_another_dtype_panics() {
+    moe_kernels::linear_onto(ones([2, 4]).cast(burn::tensor::DType::BF16), ones([2, 5]), ones([5, 4]));
+}
+
 fn half<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
     ones(shape).cast(DType::BF16)
 }

@@ -36,6 +36,7 @@ pub(super) const CATALOGUE: &[Measured] = &[
     of("expert_ffn_summing", &[("expert_sums", "sums_over_the_batch_match_the_loop_over_slots")]),
     of("linear", &[("linear", "linear_matches_the_loop")]),
     of("linear_transposed", &[("linear", "linear_transposed_matches_the_loop")]),
+    of("linear_onto", &[("linear", "linear_onto_matches_the_loop")]),
     of("sum_dim", &[("reduce", "sums_match_the_loop")]),
     of("divide_rows", &[("reduce", "quotients_match_the_loop")]),
     of("rms_norm", &[("fused", "rms_norm_matches_the_loop")]),

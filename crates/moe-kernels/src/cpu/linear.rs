@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{Mat, gemm_unset};
+use super::gemm::{Mat, MatMut, Onto, gemm, gemm_unset};
 use super::unset::Unset;
 
 /// Rows of a thread's share at least: a product of fewer runs at a lower rate.
@@ -11,8 +11,7 @@ const MIN_ROWS: usize = 64;
 /// `lhs rhs`, row-major. Each thread computes some of the rows, so the numbers are the same on any number of threads.
 pub(crate) fn product(lhs: Mat<'_>, rhs: Mat<'_>) -> Vec<f32> {
     let [rows, columns] = [lhs.shape()[0], rhs.shape()[1]];
-    let parts = rayon::current_num_threads().min(rows / MIN_ROWS).max(1);
-    let height = rows.div_ceil(parts);
+    let height = rows_of_a_share(rows);
     let mut output = Unset::new(rows * columns);
     let shares = output.slots(rows * columns).par_chunks_mut((height * columns).max(1)).enumerate();
     shares.for_each(|(i, slots)| {
@@ -21,6 +20,21 @@ pub(crate) fn product(lhs: Mat<'_>, rhs: Mat<'_>) -> Vec<f32> {
     });
     // SAFETY: the shares are all rows, and a product was written to each.
     unsafe { output.assume_set(rows * columns) }
+}
+
+/// Adds `lhs rhs` to `base`, row-major, as [`product`] computes it.
+pub(crate) fn add_product(base: &mut [f32], lhs: Mat<'_>, rhs: Mat<'_>) {
+    let [rows, columns] = [lhs.shape()[0], rhs.shape()[1]];
+    assert_eq!(base.len(), rows * columns, "what is added to must be of the shape of the product");
+    let height = rows_of_a_share(rows);
+    base.par_chunks_mut((height * columns).max(1)).enumerate().for_each(|(i, base)| {
+        let (first, rows) = (i * height, base.len() / columns);
+        gemm(MatMut::new(base, rows, columns), Onto::Add, lhs.rows(first..first + rows), rhs);
+    });
+}
+
+fn rows_of_a_share(rows: usize) -> usize {
+    rows.div_ceil(rayon::current_num_threads().min(rows / MIN_ROWS).max(1))
 }
 
 #[cfg(test)]
@@ -40,7 +54,15 @@ mod tests {
             let expected: Vec<f32> = (0..m * n).map(entry).collect();
             for threads in [1, 2, 3] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads are to be had");
-                pool.install(|| assert_eq!(product(Mat::new(&a, m, k), Mat::new(&b, k, n)), expected));
+                pool.install(|| {
+                    let (lhs, rhs) = (Mat::new(&a, m, k), Mat::new(&b, k, n));
+                    assert_eq!(product(lhs, rhs), expected);
+                    let mut sum: Vec<f32> = (0..m * n).map(|i| i as f32).collect();
+                    add_product(&mut sum, lhs, rhs);
+                    assert!(
+                        sum.iter().zip(&expected).enumerate().all(|(i, (sum, product))| *sum == product + i as f32)
+                    );
+                });
             }
         }
     }

@@ -25,7 +25,7 @@ pub(crate) use attention::{AttentionInputs, AttentionSaved, AttentionShape, atte
 pub(crate) use awake::with_threads_awake;
 pub(crate) use gemm::Mat;
 pub(crate) use grouped::{grouped_matmul, grouped_outer};
-pub(crate) use linear::product;
+pub(crate) use linear::{add_product, product};
 pub(crate) use norm::{NormSpec, norm, norm_backward};
 pub(crate) use optim::{adamw, sum_of_squares};
 pub(crate) use rotary::{Angles, rotate};

@@ -26,6 +26,28 @@ pub fn linear<B: MoeBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B,
     tensor(B::moe_linear(primitive(x), primitive(weight)))
 }
 
+/// `base + x W`: what is added to is read and written once, in its own memory where nothing else holds it. The gradient keeps `x` and the weight and
+/// nothing else.
+///
+/// # Shapes
+///
+/// - base: `[T, O]`
+/// - x: `[T, I]`, same dtype
+/// - weight: `[I, O]`, same dtype
+/// - output: `[T, O]`
+///
+/// # Panics
+///
+/// Panics when the shapes do not fit each other, or the dtypes differ.
+pub fn linear_onto<B: MoeBackend>(base: Tensor<B, 2>, x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    let ([rows, width], [d_in, d_out]) = (x.dims(), weight.dims());
+    assert_eq!(width, d_in, "linear_onto: x [T, I] and weight [I, O] disagree on I");
+    assert_eq!(base.dims(), [rows, d_out], "linear_onto: base must be [T, O]");
+    let dtypes = [base.dtype(), weight.dtype()];
+    assert_eq!(dtypes, [x.dtype(); 2], "linear_onto: base, x and weight must be of one dtype");
+    tensor(B::moe_linear_onto(primitive(base), primitive(x), primitive(weight)))
+}
+
 /// `x W^T` for a weight that lies transposed, as the embedding that is also the output layer does. The gradient keeps both and nothing
 /// else.
 ///

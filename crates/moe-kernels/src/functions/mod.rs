@@ -18,7 +18,7 @@ pub use activation::{gelu, swiglu};
 pub use attention::causal_attention;
 pub use expert_ffn::{expert_ffn, expert_ffn_summing};
 pub use grouped::{grouped_matmul, grouped_matmul_transposed, grouped_outer};
-pub use linear::{linear, linear_transposed};
+pub use linear::{linear, linear_onto, linear_transposed};
 pub use norm::{layer_norm, rms_norm};
 pub use optim::{adamw_step, adamw_step_scaled, sum_of_squares};
 pub use reduce::{divide_rows, sum_dim};

@@ -126,6 +126,10 @@ impl<B: MoeBackend, C: CheckpointStrategy> MoeBackend for Autodiff<B, C> {
         linear::linear::<B, C, false>(x, weight)
     }
 
+    fn moe_linear_onto(base: FloatTensor<Self>, x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        linear::linear_onto::<B, C>(base, x, weight)
+    }
+
     fn moe_linear_backward_x(grad: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         linear::linear::<B, C, true>(grad, weight)
     }

@@ -7,6 +7,14 @@ macro_rules! fused_ops {
             $crate::backends::host::linear::linear::<Self>(x, weight)
         }
 
+        fn moe_linear_onto(
+            base: burn::tensor::ops::FloatTensor<Self>,
+            x: burn::tensor::ops::FloatTensor<Self>,
+            weight: burn::tensor::ops::FloatTensor<Self>,
+        ) -> burn::tensor::ops::FloatTensor<Self> {
+            $crate::backends::host::linear::linear_onto::<Self>(base, x, weight)
+        }
+
         fn moe_linear_backward_x(
             grad: Self::FloatTensorPrimitive,
             weight: Self::FloatTensorPrimitive,

@@ -4,7 +4,7 @@ use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
 
 use super::{HostBackend, HostTensor, all_f32};
-use crate::cpu::{Mat, product};
+use crate::cpu::{Mat, add_product, product};
 use crate::portable;
 
 pub(in crate::backends) fn linear<B: HostBackend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
@@ -15,6 +15,20 @@ pub(in crate::backends) fn linear<B: HostBackend>(x: FloatTensor<B>, weight: Flo
     let (x, weight) = (x.contiguous(), weight.contiguous());
     let values = product(Mat::new(x.values(), rows, d_in), Mat::new(weight.values(), d_in, d_out));
     HostTensor::from_values(values, [rows, d_out].into())
+}
+
+pub(in crate::backends) fn linear_onto<B: HostBackend>(
+    base: FloatTensor<B>,
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+) -> FloatTensor<B> {
+    if !all_f32::<B>(&[&base, &x, &weight]) {
+        return B::float_add(base, B::moe_linear(x, weight));
+    }
+    let ([rows, d_in], [_, d_out]) = (x.shape().dims(), weight.shape().dims());
+    let (mut base, x, weight) = (base.contiguous(), x.contiguous(), weight.contiguous());
+    add_product(base.values_mut(), Mat::new(x.values(), rows, d_in), Mat::new(weight.values(), d_in, d_out));
+    base
 }
 
 pub(in crate::backends) fn backward_x<B: HostBackend>(grad: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
