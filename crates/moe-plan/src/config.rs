@@ -1,5 +1,7 @@
 //! Models from files: `config.json` of a run of `moe-train` (or its `model` alone), and of a Hugging Face checkpoint.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use crate::{FeedForward, Model, Moe, names};
@@ -232,7 +234,7 @@ fn hugging_face(fields: &Fields<'_>, name: &str) -> Result<Model, String> {
 /// Layers with experts of a Qwen3-MoE.
 fn sparse_layers(fields: &Fields<'_>, num_layers: u64) -> Result<u64, String> {
     let step = fields.number("decoder_sparse_step", Some(1))?.max(1);
-    let dense: Vec<u64> = fields
+    let dense: HashSet<u64> = fields
         .get("mlp_only_layers")
         .and_then(Value::as_array)
         .into_iter()

@@ -41,6 +41,14 @@ pub enum Error {
         /// The directory of the run.
         dir: PathBuf,
     },
+    /// The run says how other images than its model's are read.
+    #[error("context.json in {} does not have the mean and deviation of {channels} channels, as its model has: train --resume writes it again without it", dir.display())]
+    OtherChannels {
+        /// The directory of the run.
+        dir: PathBuf,
+        /// Of the model.
+        channels: usize,
+    },
     /// `--devices` beside `--launch` or `--nodes`.
     #[error("--devices names {devices} devices for {num_ranks} processes: name one for each")]
     DevicesOfRanks {

@@ -80,6 +80,34 @@ fn a_broken_tokenizer_is_refused() {
 }
 
 #[test]
+fn a_tokenizer_that_gives_other_tokens_every_time_is_refused() {
+    let place = Place::new();
+    let path = place.path("tokenizer.json");
+    let model = serde_json::json!({"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [], "dropout": 0.1});
+    let tokenizer = serde_json::json!({"version": "1.0", "added_tokens": [], "model": model});
+    fs::write(&path, tokenizer.to_string()).expect("writable");
+    let message = failing(&place, &["--tokenizer", path.to_str().expect("UTF-8")]);
+    assert!(message.contains("model.dropout") && message.contains("tokenizer.json"), "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_among_the_texts_is_left_out() {
+    let place = Place::new();
+    let folder = place.path("texts");
+    fs::create_dir(&folder).expect("writable");
+    for part in 0..10 {
+        fs::copy(place.text(), folder.join(format!("{part}.txt"))).expect("writable");
+    }
+    let made = Command::new("mkfifo").arg(folder.join("pipe.txt")).status().expect("there is a mkfifo");
+    assert!(made.success());
+    let mut command = without_first_data(place.train("run", 3));
+    command.arg("--data").arg(&folder);
+    let said = succeed(command);
+    assert!(said.contains("10 files") && said.contains("1 hidden, binary or no files skipped"), "{said}");
+}
+
+#[test]
 fn an_existing_run_is_not_overwritten() {
     let place = Place::new();
     succeed(place.train("run", 4));
@@ -145,6 +173,15 @@ fn a_run_whose_settings_were_changed_to_a_contradiction_does_not_go_on() {
     // As the program says, where a change is meant.
     config.as_object_mut().and_then(|config| config.remove("crc32")).expect("a checksum");
     fs::write(&path, config.to_string()).expect("writable");
+    for action in ["eval", "generate", "export", "report"] {
+        let mut command = program();
+        command.arg(action).arg("--run").arg(place.path("run"));
+        if action == "export" {
+            command.arg("--out").arg(place.path("exported"));
+        }
+        let message = fail(command);
+        assert!(message.contains("config.json: ") && message.contains("moe.top_k = 9 is"), "{action}: {message}");
+    }
     let mut command = place.resume("run");
     command.args(["--steps", "6"]);
     let message = fail(command);

@@ -19,10 +19,10 @@ use moe_models::checkpoint::{HfCheckpoint, HfExport};
 use moe_models::lm::{Lm, LmConfig, LmMoeConfig, MoeLayers, QkNorm};
 use moe_train::config::{DataConfig, TrainConfig};
 use moe_train::data::{Split, Vocab};
-use moe_train::images::{ImageConfig, ImageSource};
+use moe_train::images::{ClassLoad, ImageConfig, ImageSource, Standard, VitTrainConfig};
 use moe_train::overrides::Overrides;
 use moe_train::report::write_report;
-use moe_train::run::{Run, StepRecord, inspect, read_metrics};
+use moe_train::run::{ImageContext, Run, StepRecord, inspect, read_metrics};
 use mutation::{Reader, mutated};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -256,9 +256,48 @@ fn what_a_run_left() {
     (1..4).for_each(|step| run.log(&StepRecord { step, ..record.clone() }).expect("writable"));
     drop(run);
     survives("what a run left", &path.join("config.json"), || said(inspect(&path)));
+    // And as somebody would change it who takes the checksum out.
+    unseal(&path.join("config.json"));
+    survives("settings without a checksum", &path.join("config.json"), || said(inspect(&path)));
     // A last line that was cut short is what a kill leaves, and no error: two lines more, so that others are hit.
     let metrics = path.join("metrics.jsonl");
     survives("metrics", &metrics, || said(read_metrics(&metrics)));
     survives("metrics at --resume", &metrics, || said(Run::open(&path)));
     survives("metrics in a report", &metrics, || said(write_report(&path)));
+}
+
+/// Takes the checksum out of a file, as the program advises where a change is meant.
+fn unseal(path: &Path) {
+    let mut file: serde_json::Value = serde_json::from_slice(&fs::read(path).expect("readable")).expect("JSON");
+    file.as_object_mut().and_then(|file| file.remove("crc32")).expect("a checksum");
+    fs::write(path, file.to_string()).expect("writable");
+}
+
+#[test]
+fn what_a_run_of_images_left() {
+    let dir = place();
+    let path = dir.path().join("run");
+    let config = VitTrainConfig::preset("tiny").expect("a preset");
+    let mut run = Run::create(&path, &config).expect("a new directory");
+    let record = r#"{"step": 1, "tokens": 8, "loss": 1.5, "balance_loss": 1.0, "z_loss": 0.1, "lr": 0.001, "grad_norm": 0.5,
+        "tokens_per_s": 9.0, "valid_loss": 1.25, "valid_accuracy": 0.5, "layers": [{"layer": 1, "expert_counts": [3, 0, 5],
+        "load_ratio": 1.9, "dead_experts": 1, "load_entropy": 0.6, "router_entropy": 1.0, "gate_mass": 0.7, "drop_rate": 0.0,
+        "default": {"norms": [1.0, 0.5, 2.0], "moved": 0.1, "target_norm": 1.1, "share": 0.2}, "factors": [1.0, 0.5, 1.5]}]}"#;
+    let record: StepRecord = serde_json::from_str(record).expect("a record");
+    (1..4).for_each(|step| run.log(&StepRecord { step, ..record.clone() }).expect("writable"));
+    let context = ImageContext {
+        data: "drawn".into(),
+        classes: vec!["cat".into(), "dog".into()],
+        standard: Standard { mean: vec![0.5], std: vec![0.25] },
+        linear_accuracy: 0.125,
+        images_crc32: 7,
+    };
+    run.write_context(&context).expect("writable");
+    let counts = vec![vec![3, 0, 5], vec![1, 0, 9]];
+    run.write_class_loads(&[ClassLoad { layer: 1, counts }]).expect("writable");
+    drop(run);
+    ["config.json", "context.json"].into_iter().for_each(|name| unseal(&path.join(name)));
+    for name in ["config.json", "context.json", "classes.json", "metrics.jsonl"] {
+        survives("report of a run of images", &path.join(name), || said(write_report(&path)));
+    }
 }

@@ -252,6 +252,91 @@ fn ranks_that_train_something_else_are_refused_before_the_first_step() {
     assert_eq!(logged, "");
 }
 
+/// What both ranks say at their end, which comes before the first step.
+fn refused(place: &Place, first: Command, second: Command) -> String {
+    let address = free_address();
+    let ranks = [node(first, 0, &address, "60"), node(second, 1, &address, "60")];
+    let said = ranks.map(|rank| last_words(&rank.wait_with_output().expect("it ends")));
+    assert!(!place.path("unused").exists());
+    said.concat()
+}
+
+fn assert_both_say(said: &str, reason: &str) {
+    assert_eq!(said.matches(reason).count(), 2, "{said}");
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).expect("writable");
+    for entry in std::fs::read_dir(from).expect("readable").flatten() {
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            std::fs::copy(from, to).expect("writable");
+        }
+    }
+}
+
+#[test]
+fn ranks_with_another_text_or_another_checkpoint_are_refused_before_the_first_step() {
+    let place = Place::new();
+    let elsewhere = Place::new();
+    let text = std::fs::read_to_string(place.text()).expect("readable").replacen("the", "eht", 1);
+    std::fs::write(elsewhere.text(), text).expect("writable");
+    let said = refused(&place, train(&place, "new", 10), train(&elsewhere, "unused", 10));
+    assert_both_say(&said, "other settings or other data");
+
+    succeed(train(&place, "run", 10));
+    succeed(with(train(&place, "seed", 10), &["--seed", "9"]));
+    let resume = |run: &str| with(place.resume(run), &["--steps", "20"]);
+    let step = |run: &str| place.path(run).join("checkpoints/step-00000010");
+    copy(&place.path("run"), &place.path("behind"));
+    std::fs::remove_dir_all(step("behind")).expect("it is there");
+    assert_both_say(&refused(&place, resume("run"), resume("behind")), "starts after step 5, rank 0 after step 10");
+    copy(&place.path("run"), &place.path("weights"));
+    copy(&step("seed"), &step("weights"));
+    assert_both_say(&refused(&place, resume("run"), resume("weights")), "starts from other weights than rank 0");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_launched_rank_speaks_for_rank_0_when_that_cannot() {
+    let place = Place::new();
+    for (signal, run, reason) in [
+        ("-KILL", "killed", "rank 0 is gone, and with it this rank"),
+        ("-STOP", "frozen", "rank 1 cannot train with the others: rank 0 has been silent for 2 s"),
+    ] {
+        let mut command = with(train(&place, run, 100_000), &["--launch", "3", "--rank-timeout", "1"]);
+        command.args(["--set", "train.batch_size=6"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut first = command.spawn().expect("the program starts");
+        wait_for_checkpoint(&place, run);
+        let (id, others) = (first.id().to_string(), children_of(first.id()));
+        assert_eq!(others.len(), 2);
+        assert!(Command::new("kill").args([signal, &id]).status().expect("there is a kill").success());
+        let is_there = |id: &String| state_and_parent(id).is_some_and(|(state, _)| state != "Z");
+        let start = Instant::now();
+        while others.iter().any(is_there) {
+            assert!(start.elapsed() < Duration::from_secs(60), "they are still there");
+            sleep(Duration::from_millis(20));
+        }
+        first.kill().expect("it can be killed");
+        let said = first.wait_with_output().expect("it ends").stderr;
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.starts_with("error: ") && said.contains(reason), "{said}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_is_one_line_of_all_launched_ranks() {
+    let place = Place::new();
+    let args =
+        ["--launch", "2", "--set", "optim.lr=1e30", "--set", "optim.min_lr=1e30", "--set", "optim.warmup_steps=0"];
+    let said = fail(with(train(&place, "run", 50), &args));
+    assert!(said.contains("is not finite"), "{said}");
+}
+
 #[test]
 fn what_ranks_cannot_share_is_one_line_and_leaves_no_directory() {
     let place = Place::new();

@@ -96,10 +96,13 @@ impl Campaign {
                 Ended::ByItself(status) => {
                     return Err(format!("does not go on ({status}): {}", self.complaint(name)?));
                 }
-                Ended::Left => self.check_farewell(name)?,
+                Ended::Left => self.check_farewell(name, "rank 0 cannot train with the others: rank")?,
                 Ended::Hit => (),
             }
             let victim = hit.and_then(|(_, victim)| victim).unwrap_or(Victim::KilledFirst);
+            if self.any_rank && victim == Victim::FrozenFirst {
+                self.check_farewell_of_others(name)?;
+            }
             tally.kills.push(Kill { victim, took, ..after_kill(case, name, &run, &before)? });
         }
         let found = Outcome::read(&run, &self.said(name, "stdout")?)?;
@@ -115,11 +118,19 @@ impl Campaign {
     }
 
     /// A run that lost a rank says which, in one line.
-    fn check_farewell(&self, name: &str) -> Result<()> {
+    fn check_farewell(&self, name: &str, line: &str) -> Result<()> {
         let said = self.said(name, "stderr")?;
         let lines = said.lines().filter(|line| line.starts_with("error: ")).count();
-        let names_a_rank = said.contains("error: rank 0 cannot train with the others: rank");
+        let names_a_rank = said.contains(&format!("error: {line}"));
         if lines == 1 && names_a_rank { Ok(()) } else { Err(format!("it lost a rank and said: {}", said.trim())) }
+    }
+
+    /// One of those that a frozen rank 0 has launched says so, if it had launched any.
+    fn check_farewell_of_others(&self, name: &str) -> Result<()> {
+        match self.said(name, "stderr")?.is_empty() {
+            true => Ok(()),
+            false => self.check_farewell(name, "rank 1 cannot train with the others: "),
+        }
     }
 
     /// Starts the program, which writes into two files beside its run.

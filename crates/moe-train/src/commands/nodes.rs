@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Read};
 use std::net::TcpListener;
 use std::num::NonZero;
 use std::path::Path;
@@ -14,7 +14,8 @@ use super::say;
 use crate::{
     cli::{RankArgs, TrainArgs},
     error::Error,
-    parallel::{NodeSeat, Party, Processes, RankError, Watch},
+    parallel::{FAREWELL, NodeSeat, Party, Processes, RankError, Watch},
+    progress,
     run::{Checkpoints, RunConfig, inspect},
     trainer::TrainError,
 };
@@ -24,6 +25,9 @@ const THREADS: &str = "RAYON_NUM_THREADS";
 
 /// How long another rank may take to end by itself.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long rank 0 may take to end once it has let go of a launched process, which then speaks for it.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// The place of this process among others, if it is to have one.
 pub(super) fn seat(args: &RankArgs) -> Result<Option<NodeSeat>, Error> {
@@ -50,6 +54,7 @@ pub(super) fn party<'a, D>(args: &RankArgs, seat: Option<&'a NodeSeat>, devices:
 
 /// Ends a program of which a thread hangs.
 fn give_up(lost: RankError) {
+    progress::leave_terminal();
     eprintln!("error: {}", Error::from(TrainError::Ranks(lost)));
     std::process::exit(1)
 }
@@ -82,22 +87,36 @@ fn keep_quiet() {
     let _ = tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new());
 }
 
-/// Ends this process with the one that launched it, however that ends: also before they have met.
+/// Ends this process with the one that launched it, however that ends: also before they have met. If rank 0 could not say why, this process does.
 pub(super) fn end_with_parent(args: &RankArgs) {
     if args.launched {
-        std::thread::spawn(|| {
-            // Nothing is ever written there. An error is an end as well.
-            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        let speaks = speaks_for_rank_0(args);
+        std::thread::spawn(move || {
+            let mut heard = Vec::new();
+            // An error is an end as well.
+            let _ = io::stdin().read_to_end(&mut heard);
+            if !heard.contains(&FAREWELL) && speaks {
+                eprintln!("error: rank 0 is gone, and with it this rank; checkpoints are intact, go on with --resume");
+            }
             std::process::exit(1)
         });
     }
 }
 
-/// What a launched process leaves to say to rank 0, which shares its stderr: that it lost the others. That may be how the run ends, and is not
-/// its fault.
+/// One of those that it has launched is enough.
+fn speaks_for_rank_0(args: &RankArgs) -> bool {
+    args.node == Some(1)
+}
+
+/// What a launched process leaves to say to rank 0, which shares its stderr: that it lost the others, and that a number is not finite, as it is on every
+/// rank. Unless rank 0 says nothing: then the silence is what ended this process.
 pub(super) fn leave_word_to_rank_0(args: &RankArgs, ended: Result<(), Error>) -> Result<(), Error> {
     match ended {
-        Err(Error::Train(TrainError::Ranks(_))) if args.launched => std::process::exit(1),
+        Err(Error::Train(TrainError::Ranks(_) | TrainError::NotFinite { .. })) if args.launched => {
+            // Where rank 0 ends, this process does.
+            std::thread::sleep(SILENCE);
+            if speaks_for_rank_0(args) { ended } else { std::process::exit(1) }
+        }
         ended => ended,
     }
 }

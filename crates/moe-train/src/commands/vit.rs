@@ -104,7 +104,7 @@ impl Job {
         config.check_ranks(args.num_ranks())?;
         let data = load(&config)?;
         config.check_fit(&data)?;
-        let context = match read_context::<ImageContext>(dir)? {
+        let context = match image_context(dir, &config)? {
             Some(context) if context.images_crc32 == data.checksum() => context,
             Some(context) => return Err(Error::ChangedData { description: context.data }),
             None => {
@@ -241,10 +241,23 @@ fn load_model(
     Ok((model, state.step))
 }
 
+/// How the images of the run in `dir` are read, if that was stored.
+fn image_context(dir: &Path, config: &VitTrainConfig) -> Result<Option<ImageContext>, Error> {
+    let context = read_context::<ImageContext>(dir)?;
+    let (channels, fits) = (config.model.channels, |context: &ImageContext| {
+        let standard = &context.standard;
+        [standard.mean.len(), standard.std.len()] == [config.model.channels; 2]
+    });
+    match context.as_ref().is_none_or(fits) {
+        true => Ok(context),
+        false => Err(Error::OtherChannels { dir: dir.into(), channels }),
+    }
+}
+
 /// `moe-train eval` of a vision model.
 pub(super) fn eval(args: &EvalArgs, checkpoints: &Checkpoints, config: &VitTrainConfig) -> Result<(), Error> {
     let no_context = || Error::NoContext { dir: args.run.clone() };
-    let context = read_context::<ImageContext>(&args.run)?.ok_or_else(no_context)?;
+    let context = image_context(&args.run, config)?.ok_or_else(no_context)?;
     let device = backend::open(args.device, Dtype::F32)?;
     let (mut model, step) = load_model(checkpoints, &config.model, args.checkpoint.into(), &device)?;
     if let Some(choice) = args.default_vectors {

@@ -119,7 +119,8 @@ impl Texts {
             if is_text(&text) { files.push(text) } else { skipped += 1 }
         }
         let bytes: usize = files.iter().map(Vec::len).sum();
-        let skipped = if skipped == 0 { String::new() } else { format!(", {skipped} hidden or binary skipped") };
+        let skipped =
+            if skipped == 0 { String::new() } else { format!(", {skipped} hidden, binary or no files skipped") };
         let description = format!("{} ({} files, {bytes} bytes{skipped})", path.display(), files.len());
         Ok(Self { files, description })
     }
@@ -152,6 +153,9 @@ fn collect_files(directory: &Path, files: &mut Vec<PathBuf>) -> Result<usize, Da
             hidden += 1;
         } else if path.is_dir() {
             hidden += collect_files(&path, files)?;
+        } else if path.exists() && !path.is_file() {
+            // A pipe or a device would be waited for.
+            hidden += 1;
         } else {
             files.push(path);
         }
@@ -258,7 +262,11 @@ mod tests {
         let dir = directory(&[("a", b"0123456789"), (".git/x", b"no"), ("b", b"n\0"), ("c", b"\xff")]);
         let split = load(dir.path()).unwrap();
         assert_eq!(split.train.len() + split.valid.len(), 10);
-        assert!(split.description.contains("1 files, 10 bytes, 3 hidden or binary skipped"), "{}", split.description);
+        assert!(
+            split.description.contains("1 files, 10 bytes, 3 hidden, binary or no files skipped"),
+            "{}",
+            split.description
+        );
     }
 
     #[cfg(unix)]

@@ -43,6 +43,9 @@ impl Vocab {
         if let Some(reason) = template::fault(&json["post_processor"]) {
             return Err(fault(reason));
         }
+        if json["model"]["dropout"].as_f64().is_some_and(|dropout| dropout > 0.0) {
+            return Err(fault("its model.dropout makes other tokens of a text every time: write null".into()));
+        }
         let mut tokenizer = Tokenizer::from_bytes(text).map_err(|error| fault(error.to_string()))?;
         tokenizer.with_truncation(None).map_err(|error| fault(error.to_string()))?.with_padding(None);
         Ok(Self::Tokenizer(Box::new(tokenizer)))

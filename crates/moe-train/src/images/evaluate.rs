@@ -37,6 +37,13 @@ pub struct ClassLoad {
     pub counts: Vec<Vec<u64>>,
 }
 
+impl ClassLoad {
+    /// Whether there is a count for every class and expert.
+    pub(crate) fn is_table(&self) -> bool {
+        self.counts.windows(2).all(|rows| rows[0].len() == rows[1].len())
+    }
+}
+
 /// Runs `model` over images spread evenly over `set`, `batches` batches of `batch_size` (`None`: all).
 pub fn evaluate_images<B: MoeBackend>(
     model: &Vit<B>,

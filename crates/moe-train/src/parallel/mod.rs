@@ -30,7 +30,7 @@ use crate::config::ConfigError;
 pub use group::{Collective, Group, RankError};
 pub use nodes::{Hello, Node, NodeSeat};
 pub(crate) use packed::Packed;
-pub use processes::Processes;
+pub use processes::{FAREWELL, Processes};
 pub use threads::{Seat, ThreadGroup};
 pub use watch::Watch;
 

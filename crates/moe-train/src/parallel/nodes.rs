@@ -67,6 +67,8 @@ impl NodeSeat {
 /// What a rank is about to train; all must be alike.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct Hello {
+    /// Program, version and backend: others round in another way, and ranks drift apart.
+    pub program: String,
     /// Settings and data, in text.
     pub settings: String,
     /// Steps done.
@@ -263,6 +265,8 @@ fn refusal(seat: &NodeSeat, hello: &Hello, greeting: &Greeting, taken: bool) -> 
         Some(format!("was started for {} ranks, rank 0 for {num_ranks}", greeting.num_ranks))
     } else if !(1..num_ranks).contains(&greeting.rank) || taken {
         Some(format!("is one of 1 to {}, each once: give every process a --node of its own", num_ranks - 1))
+    } else if found.program != hello.program {
+        Some(format!("is {}, rank 0 {}: start the same program everywhere", found.program, hello.program))
     } else if found.settings != hello.settings {
         Some("has other settings or other data than rank 0: start all with the same options".into())
     } else if found.step != hello.step {

@@ -1,9 +1,13 @@
 //! Processes that one of them has started.
 
+use std::io::Write;
 use std::process::{Child, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+/// What rank 0 tells a process that it has started before it ends. One that hears nothing has lost it.
+pub const FAREWELL: u8 = b'.';
 
 /// Between two looks at a process that is to end.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -27,11 +31,14 @@ impl Processes {
         (1..).zip(self.all().iter_mut()).find_map(|(rank, process)| Some((rank, process.try_wait().ok()??)))
     }
 
-    /// Closes their standard inputs, at which they end, and waits for that, so that nothing is left behind. One that has not ended after `grace` is
-    /// killed, as it may be stopped.
+    /// Says [`FAREWELL`] to them and closes their standard inputs, at which they end, and waits for that, so that nothing is left behind. One that has
+    /// not ended after `grace` is killed, as it may be stopped.
     pub fn end(&self, grace: Duration) {
         let mut all = self.all();
-        all.iter_mut().for_each(|process| drop(process.stdin.take()));
+        for process in all.iter_mut() {
+            // One that is gone already is what is wanted.
+            let _ = process.stdin.take().map(|mut input| input.write_all(&[FAREWELL]));
+        }
         let deadline = Instant::now() + grace;
         for process in all.iter_mut() {
             while matches!(process.try_wait(), Ok(None)) && Instant::now() < deadline {

@@ -90,7 +90,8 @@ impl<I: Backend> Seat<I> {
     /// What `root` has, on the device of `values`.
     fn received(&self, root: usize, values: &Tensor<I, 1>) -> Result<Tensor<I, 1>, CollectiveError> {
         let own = (root == self.rank).then(|| primitive(values.clone()));
-        broadcast::<I>(self.peer(), own).map(tensor)
+        // burn-collective 0.21 leaves it on the sender's device for whoever calls first.
+        broadcast::<I>(self.peer(), own).map(|received| tensor(received).to_device(&values.device()))
     }
 }
 

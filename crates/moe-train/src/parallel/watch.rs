@@ -16,11 +16,12 @@ pub struct Watch {
     pub limit: Duration,
     /// How long the training may then take to end.
     pub grace: Duration,
-    /// What is called if it does not, as the thread that is silent hangs: a program says what happened and exits.
+    /// What is called if it does not, as the thread that is silent hangs, or one waits for it where nothing can wake it (for all to take their seats):
+    /// a program says what happened and exits.
     pub give_up: fn(RankError),
 }
 
-/// Who waits for the others, and since when.
+/// Who waits for the others.
 #[derive(Default)]
 struct Board {
     state: Mutex<State>,
@@ -37,6 +38,14 @@ struct State {
     has_ended: bool,
 }
 
+/// Of one rank for another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Wait {
+    rank: usize,
+    since: Instant,
+    silent: usize,
+}
+
 impl Board {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -48,13 +57,13 @@ impl Board {
         waited.unwrap_or_else(PoisonError::into_inner).0.has_ended
     }
 
-    /// The rank that has waited longest, and who has kept it waiting for longer than `limit`. Nobody has, when all take part.
-    fn silent(&self, limit: Duration) -> Option<(usize, usize)> {
+    /// The rank that has waited longest, since when, and for whom. There is nobody to wait for when all take part.
+    fn longest_wait(&self) -> Option<Wait> {
         let state = self.state();
         let waiting = state.waits.iter().enumerate().filter_map(|(rank, since)| Some((rank, (*since)?)));
         let (rank, since) = waiting.min_by_key(|(_, since)| *since)?;
         let silent = state.waits.iter().position(Option::is_none)?;
-        (since.elapsed() > limit).then_some((rank, silent))
+        Some(Wait { rank, since, silent })
     }
 }
 
@@ -92,13 +101,21 @@ impl Drop for Watcher {
     }
 }
 
+/// Looks that must see the same wait before a rank counts as lost. They are counted instead of the time, which goes on while the whole process
+/// stands still.
+const LOOKS: u32 = 8;
+
 fn look<I: Backend>(board: &Board, watch: Watch) {
-    let (rank, silent) = loop {
-        if board.ends_within(watch.limit / 8) {
+    let (mut last, mut looks) = (None, 0);
+    let Wait { rank, silent, .. } = loop {
+        if board.ends_within(watch.limit / LOOKS) {
             return;
         }
-        if let Some(found) = board.silent(watch.limit) {
-            break found;
+        let wait = board.longest_wait();
+        looks = if wait.is_some() && wait == last { looks + 1 } else { 0 };
+        last = wait;
+        if let Some(wait) = wait.filter(|_| looks >= LOOKS) {
+            break wait;
         }
     };
     let reason = format!("rank {silent} has been silent for {} s (--rank-timeout)", watch.limit.as_secs_f64());

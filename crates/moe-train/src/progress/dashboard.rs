@@ -1,5 +1,7 @@
 //! burn's terminal dashboard, fed from our own training loop.
 
+use std::io::{IsTerminal, stdout};
+
 use burn::{
     data::dataloader::Progress as Done,
     train::{
@@ -10,6 +12,12 @@ use burn::{
             tui::TuiMetricsRendererWrapper,
         },
     },
+};
+
+use crossterm::{
+    cursor::Show,
+    execute,
+    terminal::{LeaveAlternateScreen, disable_raw_mode},
 };
 
 use super::{
@@ -194,6 +202,14 @@ impl Progress for Dashboard {
 
     fn interrupted(&self) -> bool {
         self.interrupter.should_stop()
+    }
+}
+
+/// Gives the terminal back for a program that ends without dropping its dashboard.
+pub(crate) fn leave_terminal() {
+    if stdout().is_terminal() && disable_raw_mode().is_ok() {
+        // What cannot be written there is seen by nobody.
+        let _ = execute!(stdout(), LeaveAlternateScreen, Show);
     }
 }
 

@@ -11,6 +11,7 @@ use std::io::{IsTerminal, stdin, stdout};
 use crate::run::{StepRecord, Subject};
 
 pub use dashboard::Dashboard;
+pub(crate) use dashboard::leave_terminal;
 pub use plain::Plain;
 
 pub(crate) use plain::thousands;

@@ -23,7 +23,11 @@ const MAX_LETTERS: usize = 11;
 
 /// One picture for every layer with routed experts.
 pub(super) fn render_all(loads: &[ClassLoad], classes: &[String]) -> Vec<String> {
-    loads.iter().filter(|load| !load.counts.is_empty()).map(|load| render(load, classes)).collect()
+    loads
+        .iter()
+        .filter(|load| load.counts.first().is_some_and(|experts| !experts.is_empty()))
+        .map(|load| render(load, classes))
+        .collect()
 }
 
 fn render(load: &ClassLoad, classes: &[String]) -> String {
@@ -48,11 +52,11 @@ fn render(load: &ClassLoad, classes: &[String]) -> String {
 
 /// The share of class `class` among the tokens of `expert`, over its share among all tokens of the layer. 1 is no preference.
 fn lift(load: &ClassLoad, class: usize, expert: usize) -> Option<f64> {
-    let of_class: u64 = load.counts[class].iter().sum();
-    let of_expert: u64 = load.counts.iter().map(|class| class[expert]).sum();
-    let all: u64 = load.counts.iter().flatten().sum();
-    let expected = of_class as f64 * of_expert as f64 / all as f64;
-    (of_expert > 0 && of_class > 0).then(|| load.counts[class][expert] as f64 / expected)
+    let of_class: f64 = load.counts[class].iter().map(|&count| count as f64).sum();
+    let of_expert: f64 = load.counts.iter().map(|class| class[expert] as f64).sum();
+    let all: f64 = load.counts.iter().flatten().map(|&count| count as f64).sum();
+    let expected = of_class * of_expert / all;
+    (of_expert > 0.0 && of_class > 0.0).then(|| load.counts[class][expert] as f64 / expected)
 }
 
 fn level(load: &ClassLoad, class: usize, expert: usize) -> u8 {

@@ -94,7 +94,7 @@ impl Load {
             let column = (record.step * columns).div_ceil(last_step.max(1)).clamp(1, columns) - 1;
             for layer in record.layers.iter().filter(|layer| layer.layer == last.layer) {
                 let sums = counts[column].iter_mut().zip(&layer.stats.expert_counts);
-                sums.for_each(|(sum, count)| *sum += count);
+                sums.for_each(|(sum, count)| *sum = sum.saturating_add(*count));
             }
         }
         for column in 1..columns {
@@ -109,11 +109,11 @@ impl Load {
 
 /// The colour of one expert: its share of the tokens times the number of experts.
 fn level(counts: &[u64], expert: usize) -> u8 {
-    let total: u64 = counts.iter().sum();
-    match (total, counts[expert]) {
-        (0, _) => UNKNOWN,
-        (_, 0) => DEAD,
-        (total, count) => shade(count as f64 * counts.len() as f64 / total as f64),
+    let total: f64 = counts.iter().map(|&count| count as f64).sum();
+    match counts[expert] {
+        _ if total == 0.0 => UNKNOWN,
+        0 => DEAD,
+        count => shade(count as f64 * counts.len() as f64 / total),
     }
 }
 

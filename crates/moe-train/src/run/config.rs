@@ -111,6 +111,16 @@ impl RunConfig {
         }
     }
 
+    /// # Errors
+    ///
+    /// The first contradiction among the settings.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        match self {
+            Self::Lm(config) => config.check(),
+            Self::Vit(config) => config.check(),
+        }
+    }
+
     /// Reads what was written, or what was written before there were several kinds.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         let mut tree: serde_json::Value = serde_json::from_slice(bytes)?;

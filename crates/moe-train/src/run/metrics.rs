@@ -89,7 +89,7 @@ impl StepRecord {
 
     /// Experts without a token, over all MoE layers.
     pub fn dead_experts(&self) -> Option<usize> {
-        self.layers.iter().map(|layer| layer.stats.dead_experts).reduce(|a, b| a + b)
+        self.layers.iter().map(|layer| layer.stats.dead_experts).reduce(usize::saturating_add)
     }
 
     /// Entropy of the router in nats, mean over the MoE layers.

@@ -38,6 +38,7 @@ use burn::{
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::config::ConfigError;
 use crate::images::ClassLoad;
 
 pub use checkpoint::{CheckpointError, Checkpoints, Which};
@@ -122,6 +123,14 @@ pub enum RunError {
         found: &'static str,
         /// What is asked for.
         wanted: &'static str,
+    },
+    /// The settings are of no model, or of no training.
+    #[error("{}: {source}", path.display())]
+    Contradiction {
+        /// The file.
+        path: PathBuf,
+        /// The first contradiction.
+        source: ConfigError,
     },
     /// A small file of the run is not what was written.
     #[error("{} is not what this program wrote: {source}", path.display())]
@@ -310,7 +319,7 @@ pub fn inspect(dir: &Path) -> Result<(Checkpoints, RunConfig), RunError> {
     Ok((checkpoints(dir), read_config(dir)?))
 }
 
-/// The configuration of the run in `dir`.
+/// The configuration of the run in `dir`, free of contradictions.
 pub fn read_config(dir: &Path) -> Result<RunConfig, RunError> {
     let path = dir.join(CONFIG_FILE);
     let bytes = match files::read(&path) {
@@ -322,10 +331,12 @@ pub fn read_config(dir: &Path) -> Result<RunConfig, RunError> {
     if !sealed::is_whole(&bytes) {
         return Err(RunError::Changed { path });
     }
-    RunConfig::parse(&bytes).map_err(|source| match is_hugging_face(&bytes) {
+    let config = RunConfig::parse(&bytes).map_err(|source| match is_hugging_face(&bytes) {
         true => RunError::HuggingFace { dir: dir.to_path_buf() },
-        false => RunError::Config { path, source },
-    })
+        false => RunError::Config { path: path.clone(), source },
+    })?;
+    config.check().map_err(|source| RunError::Contradiction { path, source })?;
+    Ok(config)
 }
 
 /// Whether this is the `config.json` of a model of `transformers`.
@@ -340,7 +351,15 @@ pub fn read_context<C: DeserializeOwned>(dir: &Path) -> Result<Option<C>, RunErr
 
 /// Which classes the experts of the run in `dir` serve; `None` if that was not measured.
 pub fn read_class_loads(dir: &Path) -> Result<Option<Vec<ClassLoad>>, RunError> {
-    read_json(dir.join(CLASSES_FILE))
+    let path = dir.join(CLASSES_FILE);
+    let loads: Option<Vec<ClassLoad>> = read_json(path.clone())?;
+    match loads.iter().flatten().all(ClassLoad::is_table) {
+        true => Ok(loads),
+        false => {
+            let source = serde::de::Error::custom("a layer has not as many experts for every class");
+            Err(RunError::Json { path, source })
+        }
+    }
 }
 
 fn read_json<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, RunError> {

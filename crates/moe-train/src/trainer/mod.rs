@@ -185,14 +185,15 @@ where
     let (trainee, mut session) =
         start(task, new, initial, |model, optim| run.load_latest(model, optim, device), device)?;
     run.truncate_metrics_after(session.step())?;
+    if let Party::Nodes(seat, _) = &party {
+        // Before anything takes over the terminal: until they have met, keys must end the program.
+        session.meet(seat, &trainee.model)?;
+    }
     progress.start(session.step(), session.total_steps());
     let trained = match party {
-        Party::Threads([_], _) => take_steps(trainee, &mut session, run, progress),
+        Party::Threads([_], _) | Party::Nodes(..) => take_steps(trainee, &mut session, run, progress),
         Party::Threads(devices, watch) => {
             take_steps_together(task, (devices, watch), trainee, &mut session, run, progress)
-        }
-        Party::Nodes(seat, _) => {
-            session.meet(seat, &trainee.model).and_then(|()| take_steps(trainee, &mut session, run, progress))
         }
     };
     progress.finish();

@@ -7,7 +7,7 @@ use excitation_optim::FindExperts;
 use moe_kernels::AutodiffMoeBackend;
 
 use super::error::TrainError;
-use super::session::Session;
+use super::session::{Session, checksum};
 use super::step::Trainee;
 use super::take_steps;
 use super::task::Task;
@@ -36,6 +36,7 @@ where
     let group = ThreadGroup::<B::InnerBackend>::open(devices.len(), watch);
     // Before any of them waits for the others: memory may not suffice.
     let copies: Vec<_> = devices[1..].iter().map(|device| (device, trainee.copy_to(device))).collect();
+    check_copies(&trainee, &devices[0], &copies)?;
     thread::scope(|scope| {
         let others: Vec<_> = (1..)
             .zip(copies)
@@ -59,6 +60,31 @@ where
             trained => trained,
         }
     })
+}
+
+/// Whether the weights have arrived on every device: burn 0.21 leaves memory as it was between two devices of wgpu.
+fn check_copies<B, M>(
+    trainee: &Trainee<B, M>,
+    device: &B::Device,
+    copies: &[(&B::Device, Trainee<B, M>)],
+) -> Result<(), RankError>
+where
+    B: AutodiffMoeBackend,
+    M: Trainable<B>,
+{
+    let elsewhere: Vec<_> = (1..).zip(copies).filter(|(_, (copied_to, _))| *copied_to != device).collect();
+    if elsewhere.is_empty() {
+        return Ok(());
+    }
+    let expected = checksum(&trainee.model);
+    match elsewhere.into_iter().find(|(_, (_, copy))| checksum(&copy.model) != expected) {
+        None => Ok(()),
+        Some((rank, _)) => {
+            let reason =
+                "the weights do not arrive on its device: this backend moves nothing between devices, use --launch";
+            Err(RankError { rank, reason: reason.into() })
+        }
+    }
 }
 
 /// Lets go of the other ranks at its end, also in a panic: they would wait for ever.

@@ -15,6 +15,7 @@ use super::finite::is_finite;
 use super::step::{NotFinite, StepError, StepOutcome, StepSettings, Trainee};
 use super::summary::{Summary, per_second};
 use super::task::{Course, Pace, Task, Validation};
+use crate::backend;
 use crate::model::Trainable;
 use crate::optim::{ModelExperts, lr_at};
 use crate::parallel::{Group, Hello, Node, NodeSeat};
@@ -54,7 +55,12 @@ where
 
     /// Joins the processes that train the same from `model`.
     pub(super) fn meet(&mut self, seat: &NodeSeat, model: &M) -> Result<(), TrainError> {
-        let hello = Hello { settings: self.task.settings(), step: self.state.step, weights: checksum(model) };
+        let hello = Hello {
+            program: format!("moe-train {} on {}", env!("CARGO_PKG_VERSION"), backend::NAME),
+            settings: self.task.settings(),
+            step: self.state.step,
+            weights: checksum(model),
+        };
         self.join(Group::new(Node::meet(seat, &hello)?));
         Ok(())
     }
@@ -185,7 +191,7 @@ where
 }
 
 /// CRC-32 of all parameters of a model.
-fn checksum<B: Backend, M: Module<B>>(model: &M) -> u32 {
+pub(super) fn checksum<B: Backend, M: Module<B>>(model: &M) -> u32 {
     struct Checksum(crc32fast::Hasher);
     impl<B: Backend> ModuleVisitor<B> for Checksum {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {

@@ -17,7 +17,7 @@ fn seats(num_ranks: usize, limit: Duration) -> Vec<NodeSeat> {
 }
 
 fn hello() -> Hello {
-    Hello { settings: "the same".into(), step: 3, weights: 7 }
+    Hello { program: "moe-train".into(), settings: "the same".into(), step: 3, weights: 7 }
 }
 
 const LONG: Duration = Duration::from_secs(60);
@@ -72,6 +72,7 @@ fn more_than_a_message_holds_arrives_whole() {
 #[test]
 fn ranks_that_do_not_train_the_same_part_before_the_first_step() {
     let others = [
+        (Hello { program: "another".into(), ..hello() }, "is another, rank 0 moe-train"),
         (Hello { settings: "others".into(), ..hello() }, "other settings or other data"),
         (Hello { step: 4, ..hello() }, "starts after step 4, rank 0 after step 3"),
         (Hello { weights: 8, ..hello() }, "other weights"),
