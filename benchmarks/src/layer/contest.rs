@@ -44,7 +44,8 @@ pub(crate) struct Times {
     pub(crate) training: Vec<Time>,
 }
 
-/// `warm_up` rounds that do not count, then `rounds` that do; in a round everybody runs each pass once.
+/// `warm_up` rounds that do not count, then `rounds` that do; in a round everybody runs each pass once. Every round begins with another one: who comes
+/// after somebody who has left no memory to take over pays for pages of its own.
 pub(crate) fn contest(
     contestants: &mut [Box<dyn Contestant + '_>],
     warm_up: usize,
@@ -55,11 +56,12 @@ pub(crate) fn contest(
     let mut times: Vec<Times> = contestants.iter().map(|one| none(one.as_ref())).collect();
     for round in 0..warm_up + rounds {
         for pass in [Pass::Forward, Pass::Training] {
-            for (contestant, times) in contestants.iter_mut().zip(&mut times) {
+            for turn in 0..contestants.len() {
+                let who = (round + turn) % contestants.len();
                 session::pause();
-                let time = contestant.run(pass)?;
+                let time = contestants[who].run(pass)?;
                 if round >= warm_up {
-                    times.of_mut(pass).push(time);
+                    times[who].of_mut(pass).push(time);
                 }
             }
         }
@@ -112,9 +114,10 @@ mod tests {
         let log = RefCell::new(Vec::new());
         let mut both: [Box<dyn Contestant>; 2] = [Box::new(Noted("a", &log)), Box::new(Noted("b", &log))];
         let times = contest(&mut both, 1, 2).unwrap();
-        let round = [("a", Pass::Forward), ("b", Pass::Forward), ("a", Pass::Training), ("b", Pass::Training)];
-        assert_eq!(*log.borrow(), round.repeat(3));
+        let round =
+            |first, second| [Pass::Forward, Pass::Training].map(|pass| [(first, pass), (second, pass)]).concat();
+        assert_eq!(*log.borrow(), [round("a", "b"), round("b", "a"), round("a", "b")].concat());
         let walls: Vec<f64> = times[1].training.iter().map(|time| time.wall).collect();
-        assert_eq!(walls, [8.0, 12.0]);
+        assert_eq!(walls, [7.0, 12.0]);
     }
 }
