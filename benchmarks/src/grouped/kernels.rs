@@ -130,16 +130,20 @@ pub(super) fn measure(shape: &Shape, args: &GroupedArgs, device: &Device) -> Res
             let operands = task.operands(&loads(shape.rows(), case.experts, args.skew), dtype, device);
             let flops = 2.0 * operands.problem().multiplications() as f64;
             let [lhs, rhs] = task.dense(shape.rows(), dtype, device);
-            let dense = time(args, device, || drop(lhs.clone().matmul(rhs.clone())))?;
-            let record = |kernel, seconds: Spread| {
-                let tflops = flops / seconds.median / 1e12;
-                KernelRecord { kernel, seconds, tflops, of_dense: dense.median / seconds.median }
-            };
-            let mut kernels = vec![record("burn matmul, dense".into(), dense)];
+            let mut names = vec!["burn matmul, dense".to_string()];
+            let mut runs: Vec<Box<dyn FnMut()>> = vec![Box::new(move || drop(lhs.clone().matmul(rhs.clone())))];
             for (name, kernel) in usable {
-                let seconds = time(args, device, || drop(launch(operands.clone(), &kernel)))?;
-                kernels.push(record(name, seconds));
+                let operands = operands.clone();
+                names.push(name);
+                runs.push(Box::new(move || drop(launch(operands.clone(), &kernel))));
             }
+            let seconds = take_turns(args, device, &mut runs)?;
+            let dense = seconds[0].median;
+            let record = |(kernel, seconds): (String, Spread)| {
+                let tflops = flops / seconds.median / 1e12;
+                KernelRecord { kernel, seconds, tflops, of_dense: dense / seconds.median }
+            };
+            let kernels = names.into_iter().zip(seconds).map(record).collect();
             Ok(ProductRecord { product: task.name, flops, kernels })
         })
         .collect()
@@ -177,18 +181,21 @@ fn verified(
     Ok(usable)
 }
 
-fn time(args: &GroupedArgs, device: &Device, mut run: impl FnMut()) -> Result<Spread> {
-    let mut times = Vec::new();
+/// The times of all `runs`, which take turns, round by round.
+fn take_turns(args: &GroupedArgs, device: &Device, runs: &mut [Box<dyn FnMut()>]) -> Result<Vec<Spread>> {
+    let mut times = vec![Vec::new(); runs.len()];
     for round in 0..args.common.warm_up() + args.common.rounds() {
-        wait::<B>(device)?;
-        let (result, time) = timed(|| {
-            run();
-            wait::<B>(device)
-        });
-        result?;
-        if round >= args.common.warm_up() {
-            times.push(Clock::Wall.of(&time));
+        for (run, times) in runs.iter_mut().zip(&mut times) {
+            wait::<B>(device)?;
+            let (result, time) = timed(|| {
+                run();
+                wait::<B>(device)
+            });
+            result?;
+            if round >= args.common.warm_up() {
+                times.push(Clock::Wall.of(&time));
+            }
         }
     }
-    Ok(Spread::of(times))
+    Ok(times.into_iter().map(Spread::of).collect())
 }

@@ -48,7 +48,7 @@ impl Floor {
     pub(crate) fn verify(&mut self) -> Result<()> {
         self.compute(Pass::Training);
         let products = self.experts.iter().flat_map(Expert::products);
-        match products.map(Product::worst_error).fold(0.0, f64::max) {
+        match products.map(Product::worst_error).max_by(f64::total_cmp).unwrap_or(0.0) {
             worst if worst <= moe_tests::RELATIVE => Ok(()),
             worst => Err(Error::new(format!("the floor's products are wrong: relative error {worst:e}"))),
         }

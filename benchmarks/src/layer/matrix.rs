@@ -90,10 +90,11 @@ impl Product {
         }
     }
 
-    /// Largest error of some entries, relative to the sum of their terms' sizes.
+    /// Largest error of some entries, of other columns each, relative to the sum of their terms' sizes; NaN if there is one.
     pub(crate) fn worst_error(&self) -> f64 {
-        let step = (self.output.len() / SAMPLES).max(1);
-        (0..self.output.len()).step_by(step).map(|entry| self.error(entry)).fold(0.0, f64::max)
+        let (len, step) = (self.output.len(), self.output.len() / SAMPLES + 1);
+        let entries = (0..SAMPLES.min(len)).map(|sample| sample * step % len);
+        entries.map(|entry| self.error(entry)).max_by(f64::total_cmp).unwrap_or(0.0)
     }
 
     fn error(&self, entry: usize) -> f64 {

@@ -90,15 +90,16 @@
 //! and without Fusion). `Autodiff<B, C>` works over all of them, under both checkpointing strategies.
 //!
 //! - **CPU** (`flex`, `ndarray`), f32: loops over slices around the products of the `gemm` crate, vectorised for the processor at
-//!   hand (AVX-512 where there is), spread over rayon's threads. [`expert_ffn`] splits the tokens over the threads, so a
-//!   thread reads every weight once for each 1024 rows of its share.
+//!   hand (AVX-512 where there is), spread over rayon's threads. [`expert_ffn`] shares the rows by experts first and then by
+//!   tokens, and reads a weight once for each 1024 rows of a part.
 //! - **CPU**, f64, f16, bf16: the portable bodies, made of burn's own ops, one matrix product per expert. They are right,
 //!   and several times slower.
 //! - **CubeCL**: the ops of a layer are kernels of the `cube` module (GELU is made of burn's element-wise ops), under Fusion each is one
 //!   operation of the stream: nothing is read on the host, forward or backward, so a layer never waits for the device. The
 //!   one exception is top-K of f64 scores. An expert index out of range cannot panic there; it counts as the last expert.
 //!   The ops around the layer (norms, softmax, attention, ..) are the portable bodies there.
-//! - **Any other backend** gets the portable bodies, which read routing indices on the host.
+//! - **Any other backend** of burn (LibTorch, Candle) has no implementation yet. It takes an empty `impl MoeBackend for ..` in this crate, whose
+//!   default bodies read routing indices on the host.
 //!
 //! Letters in shapes: `T` tokens, `K` experts per token, `E` experts, `R = T * K` rows, `D`, `I`, `O` widths, `F` the width
 //! inside an expert.

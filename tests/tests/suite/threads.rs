@@ -3,12 +3,12 @@
 //! How work is divided depends on the number of threads, so a machine with few processors would see few of the divisions.
 
 use moe_kernels::{Activation, AutodiffMoeBackend};
-use moe_tests::{Case, LARGE_CASES, random};
+use moe_tests::{CASES, Case, LARGE_CASES, random};
 use rayon::ThreadPoolBuilder;
 
 use crate::expert_ffn::{Inputs, check, problem};
 
-const THREADS: [usize; 4] = [1, 2, 3, 7];
+const THREADS: [usize; 5] = [1, 2, 3, 7, 8];
 
 /// One expert has all rows and is shared by all threads; the others are idle.
 const SKEWED: Case =
@@ -19,8 +19,8 @@ const UNEVEN: Case =
     Case { name: "two thirds to two of 16", tokens: 150, experts: 16, top_k: 3, d_model: 130, d_hidden: 70, busy: 16 };
 
 fn cases() -> Vec<Case> {
-    let wide = LARGE_CASES.iter().find(|case| case.name == "wide").expect("in the catalogue");
-    vec![*wide, SKEWED, UNEVEN]
+    let named = |name| CASES.iter().chain(LARGE_CASES).find(|case| case.name == name).expect("in the catalogue");
+    vec![*named("wide"), *named("several blocks of rows"), SKEWED, UNEVEN]
 }
 
 fn in_pools(run: impl Fn(usize) + Sync) {

@@ -5,7 +5,7 @@ use burn::tensor::activation::relu;
 use burn::tensor::ops::FloatTensor;
 
 use super::reduce::sum_dim;
-use super::{unwrap, wrap};
+use super::{unwrap, wrap, zeros};
 use crate::{Activation, ExpertPlan, FfnGrads, FfnNeeds, FfnSaved, FfnWeights, MoeBackend};
 
 /// Output `[T, D]` and pre-activation `[R, C]`.
@@ -17,7 +17,7 @@ pub(crate) fn expert_ffn<B: MoeBackend>(
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     if plan.num_rows() == 0 {
         let tensor = wrap::<B, 2>(tokens.clone());
-        let z = Tensor::zeros([0, weights.columns()], (&tensor.device(), tensor.dtype()));
+        let z = zeros::<B, 2>([0, weights.columns()], &tensor.device(), tensor.dtype());
         return (tokens, unwrap::<B, 2>(z));
     }
     let activation = weights.activation;
@@ -77,7 +77,7 @@ pub(crate) fn expert_ffn_backward<B: MoeBackend>(
     needs: FfnNeeds,
 ) -> FfnGrads<B> {
     if saved.plan.num_rows() == 0 {
-        return zeros(saved, needs);
+        return zero_gradients(saved, needs);
     }
     let FfnSaved { tokens, gates, weights, pre_activation: z, plan } = saved;
     let activation = weights.activation;
@@ -108,9 +108,9 @@ pub(crate) fn expert_ffn_backward<B: MoeBackend>(
 }
 
 /// The gradients when there are no tokens: no op of burn is sure to accept an empty tensor.
-fn zeros<B: MoeBackend>(saved: FfnSaved<B>, needs: FfnNeeds) -> FfnGrads<B> {
+fn zero_gradients<B: MoeBackend>(saved: FfnSaved<B>, needs: FfnNeeds) -> FfnGrads<B> {
     fn like<B: MoeBackend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
-        unwrap(Tensor::<B, D>::zeros(tensor.dims(), (&tensor.device(), tensor.dtype())))
+        unwrap(zeros::<B, D>(tensor.dims(), &tensor.device(), tensor.dtype()))
     }
     let FfnSaved { tokens, gates, weights, .. } = saved;
     FfnGrads {

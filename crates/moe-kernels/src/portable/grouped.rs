@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor};
 
-use super::{unwrap, wrap};
+use super::{unwrap, wrap, zeros};
 use crate::ExpertPlan;
 
 pub(crate) fn grouped_matmul<B: Backend>(
@@ -61,7 +61,7 @@ fn concatenate<B: Backend, const D: usize>(
     dtype: DType,
 ) -> Tensor<B, D> {
     match parts.is_empty() {
-        true => Tensor::zeros(empty, (device, dtype)),
+        true => zeros(empty, device, dtype),
         false => Tensor::cat(parts, 0),
     }
 }

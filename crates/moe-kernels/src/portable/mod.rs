@@ -30,9 +30,18 @@ pub(crate) use softmax::*;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Tensor, TensorPrimitive};
+use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
 
 use crate::MoeBackend;
+
+/// Zeros; those of an empty shape are no operation: CUDA refuses a kernel of no blocks, and Fusion may put it into one kernel with others, that
+/// then runs for nobody.
+pub(crate) fn zeros<B: Backend, const D: usize>(shape: [usize; D], device: &B::Device, dtype: DType) -> Tensor<B, D> {
+    match shape.contains(&0) {
+        true => Tensor::from_data(TensorData::zeros::<f32, _>(shape), (device, dtype)),
+        false => Tensor::zeros(shape, (device, dtype)),
+    }
+}
 
 pub(crate) fn wrap<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))

@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::{unwrap, wrap};
+use super::{unwrap, wrap, zeros};
 use crate::host_plan::HostPlan;
 use crate::{ExpertPlan, MoeBackend};
 
@@ -51,7 +51,7 @@ pub(crate) fn top_k_backward<B: Backend>(
     let [num_tokens, top_k] = indices.dims();
     let shape = [num_tokens, num_experts];
     if num_tokens == 0 {
-        return unwrap(Tensor::<B, 2>::zeros(shape, (&grad.device(), grad.dtype())));
+        return unwrap(zeros::<B, 2>(shape, &grad.device(), grad.dtype()));
     }
     let columns = Tensor::<B, 1, Int>::arange(0..num_experts as i64, &grad.device()).unsqueeze::<2>().expand(shape);
     let of_slot = |k: usize| {

@@ -45,8 +45,11 @@ impl Split {
     /// Parts of equal work, as many as there are threads; fewer when the segments would become too short.
     pub(super) fn new(plan: &HostPlan, num_tokens: usize, threads: usize) -> Self {
         let most = (plan.num_served() / num_tokens.max(1)).max(MAX_SHARING);
-        let sharing = (1..=most).rev().find(|&count| threads.is_multiple_of(count)).unwrap_or(1);
-        let ranges = (threads / sharing).min(typical_load(plan) / MIN_ROWS).clamp(1, num_tokens.max(1));
+        let longest = (typical_load(plan) / MIN_ROWS).min(num_tokens).max(1);
+        let ranges = |sharing: usize| (threads / sharing).clamp(1, longest);
+        // As many parts as can be, and of those the fewest ranges.
+        let sharing = (1..=most.min(threads)).max_by_key(|&count| ranges(count) * count).unwrap_or(1);
+        let ranges = ranges(sharing);
         let boundary = |i: usize| i * num_tokens / ranges;
         let range = |i: usize| part(plan, boundary(i)..boundary(i + 1));
         Self { parts: (0..ranges).flat_map(|i| range(i).share(sharing)).collect(), sharing }
