@@ -146,6 +146,14 @@ macro_rules! on_every_backend {
         mod flex_checkpointed { $(#[test] fn $name() { super::$name::<$crate::FlexCheckpointed>(&Default::default()) })+ }
         #[cfg(feature = "ndarray")]
         mod ndarray { $(#[test] fn $name() { super::$name::<$crate::NdArray>(&Default::default()) })+ }
+        $crate::on_every_gpu!($($name),+);
+    };
+}
+
+/// Those of [`on_every_backend!`] whose backend is a CubeCL runtime.
+#[macro_export]
+macro_rules! on_every_gpu {
+    ($($name:ident),+ $(,)?) => {
         #[cfg(feature = "wgpu")]
         mod wgpu { $(#[test] fn $name() { super::$name::<$crate::Wgpu>(&$crate::wgpu_device()) })+ }
         #[cfg(feature = "cuda")]

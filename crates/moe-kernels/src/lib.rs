@@ -119,6 +119,7 @@ pub mod cube;
 mod ffn;
 mod functions;
 mod host_plan;
+mod host_reads;
 mod ops;
 mod plan;
 mod portable;
@@ -135,5 +136,7 @@ pub use functions::{
     layer_norm, linear, linear_onto, linear_transposed, log_sum_exp_rows, rms_norm, rotary, softmax_rows, sum_dim,
     sum_of_squares, swiglu, top_k, unchosen, with_threads_awake,
 };
+#[doc(hidden)]
+pub use host_reads::host_reads;
 pub use ops::{AutodiffMoeBackend, MoeBackend};
 pub use plan::ExpertPlan;

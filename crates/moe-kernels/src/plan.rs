@@ -8,6 +8,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::MoeBackend;
 use crate::host_plan::{HostPlan, check_slots};
+use crate::host_reads::note_host_read;
 
 /// The slots `(t, k)` of a routing decision, sorted by expert.
 ///
@@ -142,7 +143,10 @@ impl<B: Backend> ExpertPlan<B> {
     pub(crate) fn on_host(&self) -> Arc<HostPlan> {
         let read =
             |indices: &Tensor<B, 1, Int>| indices.to_data().iter::<i64>().map(|i| i as usize).collect::<Vec<_>>();
-        let from_device = || Arc::new(HostPlan::from_sorted(read(&self.offsets), read(&self.slot_of_row), self.top_k));
+        let from_device = || {
+            note_host_read();
+            Arc::new(HostPlan::from_sorted(read(&self.offsets), read(&self.slot_of_row), self.top_k))
+        };
         self.host.clone().unwrap_or_else(from_device)
     }
 

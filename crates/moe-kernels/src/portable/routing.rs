@@ -8,11 +8,13 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use super::{unwrap, wrap, zeros};
 use crate::host_plan::HostPlan;
+use crate::host_reads::note_host_read;
 use crate::{ExpertPlan, MoeBackend};
 
 pub(crate) fn top_k_indices<B: Backend>(scores: FloatTensor<B>, k: usize) -> IntTensor<B> {
     let scores = wrap::<B, 2>(scores);
     let ([num_tokens, num_experts], device) = (scores.dims(), scores.device());
+    note_host_read();
     let scores: Vec<f64> = scores.into_data().iter::<f64>().collect();
 
     let mut chosen = Vec::with_capacity(num_tokens * k);
@@ -71,6 +73,7 @@ pub(crate) fn unchosen<B: MoeBackend>(scores: FloatTensor<B>, indices: IntTensor
 pub(crate) fn plan<B: Backend>(experts: IntTensor<B>, num_experts: usize) -> ExpertPlan<B> {
     let experts = Tensor::<B, 2, Int>::from_primitive(experts);
     let ([num_tokens, top_k], device) = (experts.dims(), experts.device());
+    note_host_read();
     let experts: Vec<usize> = experts.into_data().iter::<i64>().map(|e| e as usize).collect();
     let host = HostPlan::new(&experts, top_k, num_experts);
 
