@@ -42,6 +42,8 @@ mod on_a_gpu {
 #[cfg(feature = "flex")]
 #[test]
 fn what_is_read_by_portable_bodies_is_counted() {
-    let found = moe_tests::in_f64(|| reads::<moe_tests::Flex>(&Default::default()));
-    assert!(found >= 8, "two reads, of scores and of experts, of each of four layers: {found}");
+    moe_tests::in_f64(|| {
+        let found = reads::<moe_tests::Flex>(&Default::default());
+        assert!(found >= 4, "one of each of four layers: {found}");
+    });
 }

@@ -27,6 +27,9 @@ pub(crate) fn forward(
 pub(super) trait Activate {
     /// `hidden = gate * activation(z)` for the rows of `block`.
     fn activate(&mut self, problem: &Problem<'_>, block: &Segment, z: &[f32], gates: &[f32], hidden: &mut [f32]);
+
+    /// Called after the last block of a segment of this expert, whose weights are in the caches still.
+    fn end_segment(&mut self, _problem: &Problem<'_>, _expert: usize) {}
 }
 
 impl Activate for () {
@@ -98,6 +101,7 @@ fn forward_part(
                 add_bias(problem, &block, bias, &scratch.gates, first_token, output);
             }
         }
+        activate.end_segment(problem, segment.expert);
     }
 }
 

@@ -1,12 +1,11 @@
 //! The forward pass with what each expert put out over the batch.
 //!
-//! Each part sums the activations of its rows while they are in registers; an expert's sum then goes through its second
-//! matrix once. The order of a sum is that of the parts and, within one, of the rows.
+//! Each part sums the activations of its rows while they are in registers; the sum of a segment then goes through the expert's second
+//! matrix once, while that is in the caches. The order of a sum is that of the parts and, within one, of the rows.
 
 use std::mem::MaybeUninit;
 
 use multiversion::multiversion;
-use rayon::prelude::*;
 
 use super::Problem;
 use super::forward::{Activate, run};
@@ -29,36 +28,55 @@ pub(crate) fn forward_summing(
     pre_activation: &mut [MaybeUninit<f32>],
     output: &mut [MaybeUninit<f32>],
 ) -> Sums {
-    let (experts, f) = (problem.plan.num_experts(), problem.d_hidden);
-    let part = |_: &_| HiddenSums { shares, row_shares: Vec::new(), hidden: vec![0.0; experts * f] };
+    let (experts, d, f) = (problem.plan.num_experts(), problem.d_model, problem.d_hidden);
+    let part = |_: &_| PartSums {
+        shares,
+        row_shares: Vec::new(),
+        hidden: vec![0.0; f],
+        share: 0.0,
+        outputs: vec![0.0; experts * d],
+    };
     let parts = run(problem, Some(pre_activation), output, part);
-    let shares = total_shares(problem, shares);
-    Sums { outputs: through_w_out(problem, &add_parts(parts), &shares), shares }
+    Sums { outputs: add_parts(parts), shares: total_shares(problem, shares) }
 }
 
 /// What one thread sums up.
-struct HiddenSums<'a> {
+struct PartSums<'a> {
     /// `[T, K]`.
     shares: &'a [f32],
     /// Those of a block's rows.
     row_shares: Vec<f32>,
-    /// `share * activation(..)` summed over the rows of each expert, `[E, F]`.
+    /// `share * activation(..)` summed over the rows of a segment, `[F]`.
     hidden: Vec<f32>,
+    /// The shares of a segment.
+    share: f32,
+    /// `share * (activation(..) W_out + b_out)` summed over the rows of each expert, `[E, D]`.
+    outputs: Vec<f32>,
 }
 
-impl Activate for HiddenSums<'_> {
+impl Activate for PartSums<'_> {
     fn activate(&mut self, problem: &Problem<'_>, block: &Segment, z: &[f32], gates: &[f32], hidden: &mut [f32]) {
-        let f = problem.d_hidden;
         let slots = &problem.plan.slot_of_row[block.rows.clone()];
         self.row_shares.clear();
         self.row_shares.extend(slots.iter().map(|&slot| self.shares[slot as usize]));
-        let sums = &mut self.hidden[block.expert * f..(block.expert + 1) * f];
-        gated_values_summing(problem.activation, z, gates, &self.row_shares, hidden, sums);
+        self.share += self.row_shares.iter().sum::<f32>();
+        gated_values_summing(problem.activation, z, gates, &self.row_shares, hidden, &mut self.hidden);
+    }
+
+    /// Brings the sum of the segment's activations through the second matrix.
+    fn end_segment(&mut self, problem: &Problem<'_>, expert: usize) {
+        let d = problem.d_model;
+        let output = &mut self.outputs[expert * d..(expert + 1) * d];
+        let rows = self.hidden.iter().copied().zip(problem.w_out(expert).chunks_exact(d));
+        let bias = problem.b_out(expert).map(|bias| (self.share, bias));
+        rows.chain(bias).for_each(|(factor, row)| add_scaled(output, factor, row));
+        self.hidden.fill(0.0);
+        self.share = 0.0;
     }
 }
 
-fn add_parts(parts: Vec<HiddenSums<'_>>) -> Vec<f32> {
-    let mut parts = parts.into_iter().map(|part| part.hidden);
+fn add_parts(parts: Vec<PartSums<'_>>) -> Vec<f32> {
+    let mut parts = parts.into_iter().map(|part| part.outputs);
     let mut total = parts.next().unwrap_or_default();
     for part in parts {
         total.iter_mut().zip(part).for_each(|(total, x)| *total += x);
@@ -70,22 +88,6 @@ fn total_shares(problem: &Problem<'_>, shares: &[f32]) -> Vec<f32> {
     let plan = problem.plan;
     let of_expert = |expert| plan.slot_of_row[plan.rows_of(expert)].iter().map(|&slot| shares[slot as usize]).sum();
     (0..plan.num_experts()).map(of_expert).collect()
-}
-
-/// `hidden W_out + share * b_out` for the sums of each expert: `[E, F]` to `[E, D]`; zero for an idle one.
-fn through_w_out(problem: &Problem<'_>, hidden: &[f32], shares: &[f32]) -> Vec<f32> {
-    let (d, f) = (problem.d_model, problem.d_hidden);
-    let mut outputs = vec![0.0; shares.len() * d];
-    outputs.par_chunks_exact_mut(d).enumerate().for_each(|(expert, output)| {
-        if problem.plan.rows_of(expert).is_empty() {
-            return;
-        }
-        let (hidden, w_out) = (&hidden[expert * f..(expert + 1) * f], problem.w_out(expert));
-        let rows = hidden.iter().copied().zip(w_out.chunks_exact(d));
-        let bias = problem.b_out(expert).map(|bias| (shares[expert], bias));
-        rows.chain(bias).for_each(|(factor, row)| add_scaled(output, factor, row));
-    });
-    outputs
 }
 
 #[multiversion(targets = "simd")]
