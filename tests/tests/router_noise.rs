@@ -5,6 +5,7 @@
 use burn::module::Param;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use default_moe::DefaultOptions;
 use moe_layers::router::NoisyTopKOptions;
 use moe_layers::{ImportanceConvention, Moe, MoeConfig, RouterRule, load_loss};
 use moe_tests::{Flex, host, random, tensor};
@@ -42,6 +43,19 @@ fn loss(moe: &Moe<Flex>) -> (Tensor<Flex, 1>, Vec<f64>) {
     (loss, host(out.routing.experts.float()))
 }
 
+/// Under the same noise, the load loss among them.
+fn assert_default_vectors_leave_the_losses(moe: &Moe<Flex>) {
+    let ([t, d, e, _], device) = (SIZES, Default::default());
+    let tokens = tensor::<Flex, 2>(&random(t * d, 4), [t, d], &device);
+    let vectors = DefaultOptions::new().init::<Flex>(e, d, &device);
+    Flex::seed(&device, 5);
+    let with = vectors.forward(moe, tokens.clone()).losses;
+    Flex::seed(&device, 5);
+    let without = moe.forward(tokens).losses;
+    assert_eq!(host(with.other.expect("it has coefficients")), host(without.other.expect("it has coefficients")));
+    assert_eq!(host(with.balance), host(without.balance));
+}
+
 #[test]
 fn noise_is_that_of_the_seed_and_its_gradient_is_the_slope_along_a_direction() {
     let ([_, d, e, _], device) = (SIZES, Default::default());
@@ -58,6 +72,7 @@ fn noise_is_that_of_the_seed_and_its_gradient_is_the_slope_along_a_direction() {
         let (first, second) = (drawn(&moe), drawn(&moe));
         assert_ne!(host(first.scores.clone()), host(second.scores), "one pass after the other");
         assert!(host(load_loss(&first, case.1))[0] > 0.0);
+        assert_default_vectors_leave_the_losses(&moe);
 
         let directions = [random(d * e, 12), random(d * e, 13)];
         let moved = |by: f64| {

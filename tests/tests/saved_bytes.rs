@@ -7,8 +7,9 @@
 use std::sync::Mutex;
 
 use burn::tensor::{Distribution, Tensor};
-use default_moe::{DefaultMoeConfig, DefaultMoeOutput};
-use moe_layers::{MoeConfig, dispatch};
+use default_moe::{DefaultMoeConfig, DefaultMoeOutput, DefaultOptions, UpdateRule};
+use moe_layers::MoeConfig;
+use moe_layers::dispatch::{self, Capacity};
 use moe_tests::{CountingAllocator, Flex as AD, live_bytes, take_largest_piece};
 
 /// Shape B of the layer benchmark: T, D, F, E, K.
@@ -115,12 +116,25 @@ const MANY_EXPERTS: [usize; 5] = [4096, 64, 16, 64, 1];
 #[test]
 fn nothing_of_size_tokens_times_experts_times_width_exists_ever() {
     let _alone = ALONE.lock();
+    for rule in [UpdateRule::Mean, UpdateRule::Weighted, UpdateRule::WeightedByCount] {
+        for capacity in [None, Some(Capacity::new(1.0))] {
+            for measuring in [false, true] {
+                assert_small_pieces(rule, capacity.clone(), measuring);
+            }
+        }
+    }
+}
+
+fn assert_small_pieces(rule: UpdateRule, capacity: Option<Capacity>, measuring: bool) {
     let (device, [t, d, f, e, k]) = (Default::default(), MANY_EXPERTS);
-    let mut layer = DefaultMoeConfig::new(MoeConfig::new(d, f, e, k)).init::<AD>(&device);
-    layer.vectors = layer.vectors.with_measuring(true);
+    let what = format!("{rule:?}, {capacity:?}, measuring {measuring}");
+    let config = DefaultMoeConfig::new(MoeConfig::new(d, f, e, k).with_capacity(capacity));
+    let mut layer = config.with_options(DefaultOptions::new().with_rule(rule)).init::<AD>(&device);
+    layer.vectors = layer.vectors.with_measuring(measuring);
     let tokens = Tensor::<AD, 2>::random([t, d], Distribution::Default, &device).require_grad();
     let mut pass = || {
-        let DefaultMoeOutput { output, update, .. } = layer.forward(tokens.clone());
+        let DefaultMoeOutput { output, update, energy, .. } = layer.forward(tokens.clone());
+        assert_eq!(energy.is_some(), measuring);
         let grads = output.square().sum().backward();
         layer.absorb(&update.expect("a training pass"));
         drop(grads);
@@ -129,6 +143,6 @@ fn nothing_of_size_tokens_times_experts_times_width_exists_ever() {
     take_largest_piece();
     pass();
     let (largest, forbidden) = (take_largest_piece(), 4 * t * e * d);
-    println!("the largest piece has {largest} bytes, [T, E, D] would have {forbidden}");
-    assert!(largest > 0 && largest < forbidden / 8, "{largest} bytes in one piece");
+    println!("{what}: the largest piece has {largest} bytes, [T, E, D] would have {forbidden}");
+    assert!(largest > 0 && largest < forbidden / 8, "{what}: {largest} bytes in one piece");
 }

@@ -23,7 +23,7 @@ pub struct DefaultMoeOutput<B: MoeBackend, const N: usize> {
     /// What a training pass found out about the experts, for [`DefaultVectors::absorb`]; `None` in evaluation.
     pub update: Option<DefaultUpdate<B>>,
     /// Sums of squares over the batch, `[2]`, f32: of the part of the output that comes from the vectors, and of the
-    /// experts' part. Only when [asked for](DefaultVectors::with_measuring), and only where vectors are in the output.
+    /// chosen experts' part, without the shared ones. Only when [asked for](DefaultVectors::with_measuring), and only where vectors are in the output.
     pub energy: Option<Tensor<B, 1>>,
 }
 
@@ -148,12 +148,9 @@ impl<B: MoeBackend> DefaultVectors<B> {
             Form::BackwardOnly => weights.clone() - weights.detach(),
         };
         let (weights, vectors) = (weights.cast(dtype), vectors.cast(dtype));
-        if self.is_measuring() {
-            let fill = linear(weights, vectors);
-            let energy = energy(&fill, &experts_part);
-            return (experts_part + fill, Some(energy));
-        }
-        (linear_onto(experts_part, weights, vectors), None)
+        let measure = || energy(linear(weights.clone().detach(), vectors.clone()), experts_part.clone());
+        let energy = self.is_measuring().then(measure);
+        (linear_onto(experts_part, weights, vectors), energy)
     }
 }
 
@@ -186,9 +183,10 @@ fn chosen_scores<B: MoeBackend>(moe: &Moe<B>, routing: &Routing<B>) -> Tensor<B,
     }
 }
 
-fn energy<B: MoeBackend>(fill: &Tensor<B, 2>, experts_part: &Tensor<B, 2>) -> Tensor<B, 1> {
-    let of = |part: &Tensor<B, 2>| {
-        let part = part.clone().set_require_grad(false).cast(burn::tensor::DType::F32);
+/// What the vectors add, computed once more: a pass that is measured takes the way of one that is not.
+fn energy<B: MoeBackend>(fill: Tensor<B, 2>, experts_part: Tensor<B, 2>) -> Tensor<B, 1> {
+    let of = |part: Tensor<B, 2>| {
+        let part = part.set_require_grad(false).cast(burn::tensor::DType::F32);
         let size = part.shape().num_elements();
         sum_of_squares(part.reshape([size]))
     };

@@ -13,11 +13,12 @@ pub struct DefaultVectorStats {
     pub norms: Vec<f64>,
     /// How far the step moved a vector: length of the difference, mean over the experts.
     pub moved: f64,
-    /// Length of what the step moved a vector towards, `m_e`, mean over the experts that served a token; 0 without any.
-    /// Vectors much longer than that are remains of another time.
+    /// Length of what the step moved a vector towards, `m_e`, mean over the experts that served a token; 0 without any. That is the
+    /// length of a mean output, not the mean length of outputs, which is larger as they point in different directions. Vectors
+    /// much longer than that are remains of another time.
     pub target_norm: f64,
-    /// `|fill| / (|fill| + |experts|)` in `[0, 1]`: share of the output that comes from the vectors, by the lengths of
-    /// the two parts over the batch. 0 where the vectors are not in the output.
+    /// `|fill| / (|fill| + |experts|)` in `[0, 1]`: share of the routed output that comes from the vectors, by the lengths of
+    /// the two parts over the batch; what shared experts add is in neither. 0 where the vectors are not in the output.
     pub share: f64,
 }
 

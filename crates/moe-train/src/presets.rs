@@ -6,6 +6,9 @@
 //! | `small` | an evening on two cores, minutes on a GPU |
 //! | `nanogpt-dense`, `nanogpt-moe` | comparison with [nanoGPT](https://github.com/karpathy/nanoGPT)'s CPU run on tiny Shakespeare |
 //! | those of [`LmConfig::PRESETS`] | a published model with common settings; the text and the machine are yours to choose |
+//!
+//! `default-moe-8c1` and `default-moe-32c4` are the sizes of the Default MoE paper with plain top-K, its baseline; the method itself takes
+//! `moe.router=default`.
 
 use moe_layers::upcycle::Upcycling;
 use moe_models::lm::{LmConfig, MoeLayers};

@@ -115,12 +115,14 @@ fn size(scale: Scale) -> &'static Size {
     }
 }
 
-/// Every run once, what answers the study's question first; seeds of a pair beside each other, so that a grid that is stopped has whole pairs.
-pub(crate) fn grid(scale: Scale) -> Vec<Run> {
+/// Every run once, what answers the study's question first; seeds of a pair beside each other, so that a grid that is stopped has whole pairs. `steps`
+/// replaces those of the scale.
+pub(crate) fn grid(scale: Scale, steps: Option<usize>) -> Vec<Run> {
     let size = size(scale);
+    let steps = steps.unwrap_or(size.steps);
     let mut runs: Vec<Run> = Vec::new();
     let mut add = |arm, experts, lr, seed| {
-        let run = Run { arm, experts, lr, seed, size };
+        let run = Run { arm, experts, lr, seed, steps, size };
         if !runs.contains(&run) {
             runs.push(run);
         }
@@ -147,7 +149,7 @@ mod tests {
 
     #[test]
     fn every_run_is_there_once_and_has_its_pair() {
-        let grid = grid(Scale::Cpu);
+        let grid = grid(Scale::Cpu, None);
         let names: BTreeSet<String> = grid.iter().map(Run::name).collect();
         assert_eq!(names.len(), grid.len());
         for run in &grid {

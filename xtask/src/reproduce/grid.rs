@@ -105,6 +105,7 @@ pub(crate) struct Run {
     pub(crate) experts: Experts,
     pub(crate) lr: f64,
     pub(crate) seed: u64,
+    pub(crate) steps: usize,
     /// Settings of the scale.
     pub(crate) size: &'static Size,
 }
@@ -114,6 +115,7 @@ pub(crate) struct Run {
 pub(crate) struct Size {
     /// Active width of a layer's experts, `K F`.
     pub(crate) active_width: usize,
+    /// Steps of a run, unless fewer are asked for.
     pub(crate) steps: usize,
     /// Batches that a trained model is measured on.
     pub(crate) eval_batches: usize,
@@ -127,9 +129,9 @@ impl Run {
         format!("{}-{}-lr{:e}-seed{}", self.experts.name, self.arm.name(), self.lr, self.seed)
     }
 
-    /// Settings of `moe-train`, as `--set` takes them; `steps` replaces those of the size.
-    pub(crate) fn settings(&self, steps: Option<usize>) -> Vec<String> {
-        let steps = steps.unwrap_or(self.size.steps);
+    /// Settings of `moe-train`, as `--set` takes them.
+    pub(crate) fn settings(&self) -> Vec<String> {
+        let steps = self.steps;
         let mut settings: Vec<String> = self.size.settings.iter().map(|setting| setting.to_string()).collect();
         settings.extend([
             format!("moe.num_experts={}", self.experts.count),
@@ -156,16 +158,16 @@ mod tests {
 
     #[test]
     fn a_name_tells_runs_apart_and_settings_say_the_rest() {
-        let run = Run { arm: Arm::of(Router::Mean), experts: E32C4, lr: 2e-3, seed: 3, size: &SIZE };
+        let run = Run { arm: Arm::of(Router::Mean), experts: E32C4, lr: 2e-3, seed: 3, steps: 250, size: &SIZE };
         assert_eq!(run.name(), "32c4-mean-lr2e-3-seed3");
-        let settings = run.settings(None);
+        let settings = run.settings();
         for expected in ["model.norm=layer", "moe.d_hidden=96", "optim.warmup_steps=3", "moe.default.rule=mean"] {
             assert!(settings.iter().any(|setting| setting == expected), "{expected} is not in {settings:?}");
         }
-        assert!(run.settings(Some(10)).contains(&"train.steps=10".to_string()));
+        assert!(Run { steps: 10, ..run }.settings().contains(&"train.steps=10".to_string()));
 
         let excited = Run { arm: Arm::TOP_K.excited(Step::GlobalExp), ..run };
         assert_eq!(excited.name(), "32c4-topk+globalexp-lr2e-3-seed3");
-        assert!(excited.settings(None).contains(&"optim.control=global-exp".to_string()));
+        assert!(excited.settings().contains(&"optim.control=global-exp".to_string()));
     }
 }

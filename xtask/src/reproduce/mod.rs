@@ -17,7 +17,7 @@ use clap::{Args, ValueEnum};
 
 use crate::backend::Backend;
 use crate::program::{self, Request};
-use crate::{Result, cargo, files};
+use crate::{Result, built_from, cargo, files};
 
 use results::Results;
 
@@ -104,7 +104,7 @@ pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
     files::at(&out, std::fs::create_dir_all(&out))?;
     let mut results = Results::open(&out.join("results.jsonl"))?;
     if !args.report {
-        let grid = default_moe::grid(args.scale);
+        let grid = default_moe::grid(args.scale, args.steps);
         let only = args.only.as_deref().unwrap_or_default();
         let left: Vec<_> = grid.into_iter().filter(|run| run.name().contains(only) && !results.has(run)).collect();
         if args.list {
@@ -117,7 +117,7 @@ pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
         }
     }
     let path = out.join("report.md");
-    files::at(&path, std::fs::write(&path, report::markdown(&results, args.scale)))?;
+    files::at(&path, std::fs::write(&path, report::markdown(&results, args.scale, args.steps)))?;
     println!("{}", path.display());
     Ok(())
 }
@@ -139,7 +139,7 @@ fn setting(args: &ReproduceArgs) -> Result<runner::Setting> {
         runs: args.runs.clone().unwrap_or_else(|| folder("target/reproduce", args.scale)),
         jobs: args.jobs.unwrap_or_else(|| args.scale.jobs()).max(1),
         threads: (args.scale == Scale::Cpu).then_some(1),
-        steps: args.steps,
+        commit: args.program.is_none().then(built_from::checkout).flatten(),
         within: args.within.or(args.scale.minutes()).map(|minutes| Duration::from_secs(60 * minutes)),
     })
 }

@@ -10,9 +10,9 @@ use super::grid::{Arm, E8C1, Run};
 use super::results::Results;
 use super::statistics::{Paired, mean};
 
-/// The whole report.
-pub(crate) fn markdown(results: &Results, scale: Scale) -> String {
-    let grid = grid(scale);
+/// The whole report, of the runs of so many steps; without a number, of those that the scale has.
+pub(crate) fn markdown(results: &Results, scale: Scale, steps: Option<usize>) -> String {
+    let grid = grid(scale, steps);
     let report = Report { results, size: grid[0], pairings: pairings(scale) };
     let done = grid.iter().filter(|run| results.has(run)).count();
     let mut text = format!(
@@ -45,7 +45,7 @@ const PAPER: &str = "## The paper\n\n\
 
 struct Report<'a> {
     results: &'a Results,
-    /// A run whose size all others have.
+    /// A run whose size and steps all others have.
     size: Run,
     pairings: Vec<Pairing>,
 }
@@ -53,7 +53,7 @@ struct Report<'a> {
 impl Report<'_> {
     fn result(&self, pairing: &Pairing, arm: Arm, seed: u64) -> Option<&Value> {
         let Pairing { experts, lr, .. } = *pairing;
-        self.results.find(&Run { arm, experts, lr, seed, ..self.size }.name())
+        self.results.find(&Run { arm, experts, lr, seed, ..self.size })
     }
 
     /// Differences of the losses, and how many pairs are left out because a run of theirs diverged.
@@ -211,7 +211,7 @@ mod tests {
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).unwrap();
         let mut results = Results::open(&dir.join("results.jsonl")).unwrap();
-        for run in grid(Scale::Cpu) {
+        for run in grid(Scale::Cpu, None) {
             let gain = if run.arm.has_default_vectors() { 0.02 + 0.001 * run.seed as f64 } else { 0.0 };
             let loss = 1.5 + 0.01 * run.seed as f64;
             let mut losses = Map::from_iter([("top-k".to_string(), json!(loss))]);
@@ -220,14 +220,14 @@ mod tests {
             }
             let default = run.arm.has_default_vectors().then(|| json!({"norms": [0.5, 1.5], "share": 0.25}));
             let last = json!({"layers": [{"layer": 1, "load_ratio": 1.5, "dead_experts": 0, "default": default}]});
-            results.add(line(&run, 800, Some(losses), &last)).unwrap();
+            results.add(line(&run, Some(losses), &last, None)).unwrap();
         }
         results
     }
 
     #[test]
     fn the_tables_hold_what_the_results_say() {
-        let text = markdown(&results("all"), Scale::Cpu);
+        let text = markdown(&results("all"), Scale::Cpu, None);
         // 8 pairs: mean gain 0.0235; deviation of 0.001 * 0..7.
         assert!(text.contains("| weighted, good rate | frozen | 8 | -0.0235 |"), "{text}");
         assert!(text.contains("| better |"));
@@ -239,9 +239,23 @@ mod tests {
     }
 
     #[test]
+    fn the_committed_report_is_that_of_the_committed_results() {
+        let folder = crate::cargo::root().join("benchmarks/default-moe/cpu");
+        let results = Results::open(&folder.join("results.jsonl")).unwrap();
+        let committed = fs::read_to_string(folder.join("report.md")).unwrap();
+        assert_eq!(markdown(&results, Scale::Cpu, None), committed);
+    }
+
+    #[test]
+    fn results_of_other_steps_are_not_in_it() {
+        let text = markdown(&results("steps"), Scale::Cpu, Some(10));
+        assert!(text.contains("0 of 90 runs") && !text.contains("0.0235"), "{text}");
+    }
+
+    #[test]
     fn without_results_it_says_so_and_does_not_fail() {
         let results = Results::open(std::path::Path::new("no/such/results.jsonl")).unwrap();
-        let text = markdown(&results, Scale::Gpu);
+        let text = markdown(&results, Scale::Gpu, None);
         assert!(text.contains("0 of ") && text.contains("too few pairs"));
     }
 }

@@ -33,12 +33,13 @@ impl Results {
 
     /// Whether the run has a result.
     pub(crate) fn has(&self, run: &Run) -> bool {
-        self.find(&run.name()).is_some()
+        self.find(run).is_some()
     }
 
-    /// The result of a run by its name.
-    pub(crate) fn find(&self, name: &str) -> Option<&Value> {
-        self.lines.iter().find(|line| line["run"] == name)
+    /// The result of the run of that name and as many steps.
+    pub(crate) fn find(&self, run: &Run) -> Option<&Value> {
+        let name = run.name();
+        self.lines.iter().find(|line| line["run"] == name && line["steps"] == run.steps)
     }
 
     /// Appends a result with one write.
@@ -50,9 +51,9 @@ impl Results {
     }
 }
 
-/// The line of a run: losses by way of evaluation, in nats per token, and the last record of its metrics. Without losses:
-/// training stopped because a number was not finite.
-pub(crate) fn line(run: &Run, steps: usize, losses: Option<Map<String, Value>>, last: &Value) -> Value {
+/// The line of a run: losses by way of evaluation, in nats per token, the last record of its metrics, and the commit of the program, where it is known.
+/// Without losses: training stopped because a number was not finite.
+pub(crate) fn line(run: &Run, losses: Option<Map<String, Value>>, last: &Value, commit: Option<&str>) -> Value {
     let layers: Vec<Value> = last["layers"].as_array().into_iter().flatten().map(layer).collect();
     json!({
         "run": run.name(),
@@ -60,7 +61,8 @@ pub(crate) fn line(run: &Run, steps: usize, losses: Option<Map<String, Value>>, 
         "experts": run.experts.name,
         "lr": run.lr,
         "seed": run.seed,
-        "steps": steps,
+        "steps": run.steps,
+        "commit": commit,
         "diverged": losses.is_none(),
         "loss": losses,
         "train_loss": last["loss"],
@@ -94,31 +96,49 @@ mod tests {
 
     #[test]
     fn results_come_back_and_a_cut_line_does_not_count() {
-        let (path, runs) = (file("cut"), grid(Scale::Cpu));
+        let (path, runs) = (file("cut"), grid(Scale::Cpu, None));
         let mut results = Results::open(&path).unwrap();
         let losses = Map::from_iter([("top-k".to_string(), json!(1.25))]);
         let last = json!({"loss": 1.5, "layers": [{"layer": 1, "load_ratio": 1.1, "expert_counts": [1, 2]}]});
-        results.add(line(&runs[0], 7, Some(losses), &last)).unwrap();
+        results.add(line(&runs[0], Some(losses), &last, None)).unwrap();
         let whole = fs::read_to_string(&path).unwrap();
         fs::write(&path, format!("{whole}{{\"run\": \"8c")).unwrap();
 
         let results = Results::open(&path).unwrap();
         assert!(results.has(&runs[0]) && !results.has(&runs[1]));
-        let found = results.find(&runs[0].name()).unwrap();
+        let found = results.find(&runs[0]).unwrap();
         assert_eq!((&found["loss"]["top-k"], &found["diverged"]), (&json!(1.25), &json!(false)));
         assert_eq!(found["layers"][0]["load_ratio"], 1.1);
         assert_eq!(fs::read_to_string(&path).unwrap(), whole);
     }
 
+    #[test]
+    fn a_result_of_other_steps_does_not_count() {
+        let path = file("steps");
+        let [full, short] = [None, Some(10)].map(|steps| grid(Scale::Cpu, steps)[0]);
+        assert_eq!((full.name(), full.steps), (short.name(), 800));
+        let mut results = Results::open(&path).unwrap();
+        let add = |results: &mut Results, run: &Run| {
+            results.add(line(run, None, &json!({"loss": 1.5}), Some("abc"))).unwrap()
+        };
+        add(&mut results, &short);
+        assert!(results.has(&short) && !results.has(&full));
+        add(&mut results, &full);
+        let found = Results::open(&path).unwrap();
+        assert_eq!(found.find(&short).map(|line| &line["steps"]), Some(&json!(10)));
+        let full = found.find(&full).unwrap();
+        assert_eq!((&full["steps"], &full["commit"]), (&json!(800), &json!("abc")));
+    }
+
     /// An error, or a report of what is still there; never a panic.
     #[test]
     fn changed_lines_are_an_error_or_make_a_report() {
-        let (path, runs) = (file("changed"), grid(Scale::Cpu));
+        let (path, runs) = (file("changed"), grid(Scale::Cpu, None));
         let mut results = Results::open(&path).unwrap();
         let last = json!({"loss": 1.5, "layers": [{"layer": 1, "load_ratio": 1.1, "default": {"norms": [0.5], "moved": 0.1}}]});
         for run in &runs[..4] {
             let losses = Map::from_iter([("top-k".to_string(), json!(1.25)), ("frozen".to_string(), json!(1.5))]);
-            results.add(line(run, 7, Some(losses), &last)).unwrap();
+            results.add(line(run, Some(losses), &last, None)).unwrap();
         }
         let whole = fs::read(&path).unwrap();
         let mut refused = 0;
@@ -140,7 +160,7 @@ mod tests {
             }
             fs::write(&path, bytes).unwrap();
             match Results::open(&path) {
-                Ok(results) => assert!(!super::super::report::markdown(&results, Scale::Cpu).is_empty()),
+                Ok(results) => assert!(!super::super::report::markdown(&results, Scale::Cpu, None).is_empty()),
                 Err(message) => refused += usize::from(message.contains("results.jsonl")),
             }
         }

@@ -29,8 +29,8 @@ pub(crate) struct Setting {
     pub(crate) jobs: usize,
     /// Threads of each; `None` leaves it to the program.
     pub(crate) threads: Option<usize>,
-    /// Steps of each, if not those of its size.
-    pub(crate) steps: Option<usize>,
+    /// That the program is of, where it is known.
+    pub(crate) commit: Option<String>,
     /// How long all of it may take.
     pub(crate) within: Option<Duration>,
 }
@@ -101,32 +101,59 @@ fn poisoned<T>(_: T) -> String {
 /// Trains from where it was left, and measures.
 fn carry_out(run: &Run, setting: &Setting) -> Result<Value> {
     let dir = setting.runs.join(run.name());
-    let steps = setting.steps.unwrap_or(run.size.steps);
-    let trained = output(&mut train(run, setting, &dir))?;
-    let last = last_record(&dir)?;
+    let trained = output(&mut begin_or_resume(run, setting, &dir)?)?;
+    let (last, commit) = (last_record(&dir)?, setting.commit.as_deref());
     if !trained.success && trained.stderr.contains(DIVERGED) {
-        return Ok(line(run, steps, None, &last));
+        return Ok(line(run, None, &last, commit));
     }
     trained.check("train")?;
+    check_steps(run, &dir, &last)?;
     let mut losses = Map::from_iter([("top-k".to_string(), json!(measure(run, setting, &dir, "top-k")?))]);
     if run.arm.has_default_vectors() {
         losses.insert("frozen".into(), json!(measure(run, setting, &dir, "frozen")?));
     }
-    Ok(line(run, steps, Some(losses), &last))
+    Ok(line(run, Some(losses), &last, commit))
 }
 
-fn train(run: &Run, setting: &Setting, dir: &Path) -> Command {
+/// What trains the run, or goes on with it, if what has begun there is this run and no other of its name.
+fn begin_or_resume(run: &Run, setting: &Setting, dir: &Path) -> Result<Command> {
     let mut command = program(setting, "train");
+    let (begun, asked) = (dir.with_file_name(run.name() + ".asked"), asked(run, setting));
     if dir.join("config.json").is_file() {
+        if fs::read_to_string(&begun).ok().as_deref() != Some(&asked.join("\n")) {
+            return Err(format!("{}: begun with other settings or another text; {ANOTHER_FOLDER}", dir.display()));
+        }
         command.arg("--resume").arg(dir);
-        return command;
+        return Ok(command);
     }
-    command.args(["--preset", "tiny", "--seed", &run.seed.to_string()]);
-    command.arg("--data").arg(&setting.data).arg("--out").arg(dir);
-    for assignment in run.settings(setting.steps) {
-        command.args(["--set", &assignment]);
+    at(&setting.runs, fs::create_dir_all(&setting.runs))?;
+    at(&begun, fs::write(&begun, asked.join("\n")))?;
+    command.args(asked).arg("--out").arg(dir);
+    Ok(command)
+}
+
+/// What to do about a folder that holds something else.
+const ANOTHER_FOLDER: &str = "remove it, or name another folder for the runs with --runs";
+
+/// Everything that a training run depends on, as arguments.
+fn asked(run: &Run, setting: &Setting) -> Vec<String> {
+    let data = setting.data.to_string_lossy();
+    let mut asked = ["--preset", "tiny", "--seed", &run.seed.to_string(), "--data", &data].map(String::from).to_vec();
+    asked.extend(run.settings().into_iter().flat_map(|assignment| ["--set".into(), assignment]));
+    asked
+}
+
+/// Whether training came to its last step: it also ends well when somebody has stopped it.
+fn check_steps(run: &Run, dir: &Path, last: &Value) -> Result<()> {
+    let trained = last["step"].as_u64().unwrap_or(0);
+    if trained == run.steps as u64 {
+        return Ok(());
     }
-    command
+    let dir = dir.display();
+    Err(format!(
+        "{dir}: the last record is of step {trained}, not {}; if training was stopped, the same command goes on, otherwise {ANOTHER_FOLDER}",
+        run.steps
+    ))
 }
 
 /// Loss in nats per token on held-out text.
@@ -215,7 +242,7 @@ mod tests {
             runs: dir.join("runs"),
             jobs: 2,
             threads: Some(1),
-            steps: Some(4),
+            commit: None,
             within: None,
         }
     }
@@ -226,27 +253,72 @@ mod tests {
         echo "$@" >> "$(dirname "$0")/calls"
         case "$1" in
         train) while [ $# -gt 0 ]; do case "$1" in --out|--resume) dir=$2;; esac; shift; done
-            mkdir -p "$dir"; echo '{}' > "$dir/config.json"; echo '{"loss": 2.5, "layers": []}' > "$dir/metrics.jsonl";;
+            mkdir -p "$dir"; echo '{}' > "$dir/config.json"; echo '{"step": 4, "loss": 2.5, "layers": []}' > "$dir/metrics.jsonl";;
         eval) case "$*" in *frozen*) loss=1.5;; *) loss=1.75;; esac; echo "eval: step=4 tokens=9 loss=$loss bpb=2.0";;
         esac
     "#;
+
+    /// Leaves a run as a kill before its first record does.
+    fn begun(run: &Run, setting: &Setting) {
+        let dir = setting.runs.join(run.name());
+        let _ = begin_or_resume(run, setting, &dir).unwrap();
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("config.json"), "{}").unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_run_of_another_length_or_text_is_not_gone_on_with() {
+        let (here, run) = (setting("leftover", STAND_IN), grid(Scale::Cpu, Some(4))[0]);
+        begun(&run, &here);
+        let elsewhere = Setting { data: "another".into(), runs: here.runs.clone(), ..setting("elsewhere", STAND_IN) };
+        for (run, setting) in [(Run { steps: 5, ..run }, &here), (run, &elsewhere)] {
+            let message = carry_out(&run, setting).unwrap_err();
+            assert!(message.contains("other settings or another text") && message.contains("--runs"), "{message}");
+        }
+        fs::remove_file(here.runs.join(run.name() + ".asked")).unwrap();
+        assert!(carry_out(&run, &here).unwrap_err().contains("--runs"), "nobody knows how it was begun");
+        assert!(!here.data.join("calls").exists(), "nothing was started");
+    }
+
+    /// Exit code 0 is also that of a run that a signal stopped.
+    #[cfg(unix)]
+    #[test]
+    fn a_run_that_stopped_early_is_an_error_and_no_result() {
+        for (name, record) in [("short", r#"{"step": 3, "loss": 2.5}"#), ("recordless", "")] {
+            let setting = setting(name, &STAND_IN.replace(r#"{"step": 4, "loss": 2.5, "layers": []}"#, record));
+            let file = setting.data.join("results.jsonl");
+            let runs: Vec<Run> = grid(Scale::Cpu, Some(4)).into_iter().take(1).collect();
+            let message = run_all(runs, &setting, &mut Results::open(&file).unwrap()).unwrap_err();
+            assert!(message.contains("not 4; if training was stopped, the same command goes on"), "{message}");
+            assert!(!file.exists(), "{message}");
+        }
+    }
+
+    #[test]
+    fn runs_that_differ_by_their_seed_keep_what_they_were_asked_apart() {
+        let here = setting("apart", "");
+        let grid = grid(Scale::Cpu, None);
+        let [first, second] = [0, 1].map(|seed| *grid.iter().find(|run| run.lr == 1.6e-2 && run.seed == seed).unwrap());
+        [first, second].iter().for_each(|run| begun(run, &here));
+        assert!([first, second].iter().all(|run| begin_or_resume(run, &here, &here.runs.join(run.name())).is_ok()));
+    }
 
     #[cfg(unix)]
     #[test]
     fn results_are_kept_and_what_is_there_is_not_run_again() {
         let setting = setting("grid", STAND_IN);
         let file = setting.data.join("results.jsonl");
-        let runs: Vec<Run> = grid(Scale::Cpu).into_iter().take(4).collect();
-        fs::create_dir_all(setting.runs.join(runs[1].name())).unwrap();
-        fs::write(setting.runs.join(runs[1].name()).join("config.json"), "{}").unwrap();
+        let runs: Vec<Run> = grid(Scale::Cpu, Some(4)).into_iter().take(4).collect();
+        begun(&runs[1], &setting);
         let left = run_all(runs.clone(), &setting, &mut Results::open(&file).unwrap()).unwrap();
         assert_eq!(left, 0);
 
         let results = Results::open(&file).unwrap();
         assert!(runs.iter().all(|run| results.has(run)));
-        let default = results.find(&runs[1].name()).unwrap();
+        let default = results.find(&runs[1]).unwrap();
         assert_eq!((&default["loss"]["frozen"], &default["loss"]["top-k"]), (&json!(1.5), &json!(1.75)));
-        assert_eq!(results.find(&runs[0].name()).unwrap()["loss"]["frozen"], Value::Null);
+        assert_eq!(results.find(&runs[0]).unwrap()["loss"]["frozen"], Value::Null);
         let calls = fs::read_to_string(setting.data.join("calls")).unwrap();
         assert_eq!(calls.matches("--resume").count(), 1, "a run that had begun goes on: {calls}");
     }
@@ -258,7 +330,7 @@ mod tests {
         let within = Some(Duration::from_millis(2500));
         let setting = Setting { jobs: 1, within, ..setting("within", &slow) };
         let file = setting.data.join("results.jsonl");
-        let runs: Vec<Run> = grid(Scale::Cpu).into_iter().take(9).collect();
+        let runs: Vec<Run> = grid(Scale::Cpu, Some(4)).into_iter().take(9).collect();
         let started = Instant::now();
         let left = run_all(runs.clone(), &setting, &mut Results::open(&file).unwrap()).unwrap();
         let results = Results::open(&file).unwrap();
@@ -270,7 +342,7 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn a_run_that_diverges_is_a_result_and_another_failure_an_error() {
-        let run = grid(Scale::Cpu)[0];
+        let run = grid(Scale::Cpu, Some(4))[0];
         let diverges = setting("diverges", "echo 'error: the loss is not finite at step 3' >&2; exit 1\n");
         assert_eq!(carry_out(&run, &diverges).unwrap()["diverged"], true);
         let fails = setting("fails", "echo 'error: no such text' >&2; exit 1\n");

@@ -1,5 +1,7 @@
 //! Models by name: two to play with, and published ones.
 //!
+//! The presets named after Default MoE are the sizes of its paper: they train plain top-K unless the router is set.
+//!
 //! Published figures are tested in [`count`](super::count): the parameters that these constructors give are those of
 //! the papers.
 
@@ -42,7 +44,8 @@ impl LmConfig {
     /// ([Panda et al., 2025](https://arxiv.org/abs/2504.12463)).
     ///
     /// The paper gives widths, layers, heads, norm and the total. Ours by inference: an untied vocabulary of 128,256
-    /// tokens, which that total needs.
+    /// tokens, which that total needs. It routes by plain top-K, the paper's baseline; the method is the router
+    /// [`Default`](super::RouterKind::Default).
     pub fn default_moe_8c1() -> Self {
         Self::default_moe(LmMoeConfig::new(8, 1, 2816))
     }

@@ -6,6 +6,7 @@ use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Distribution, Int, Tensor, TensorData, Tolerance};
 use default_moe::optimizer::HasDefaultVectors;
+use default_moe::{DefaultOptions, DefaultUpdate, UpdateRule};
 use moe_kernels::MoeBackend;
 use moe_layers::router::optimizer::HasRouters;
 use moe_layers::{Activation, ExpertLoad};
@@ -189,6 +190,28 @@ fn routers_and_default_vectors_absorb_a_step() {
     model.absorb_updates(&updates);
     let moved = model.default_vectors()[0].values.val().abs().sum().into_scalar();
     assert!(moved > 0.0);
+}
+
+/// Of two layers with experts: each its own update, by the options of the configuration.
+#[test]
+fn every_layer_absorbs_its_own_update_as_its_options_say() {
+    let mut config = small().with_moe_layers(MoeLayers::All).with_moe(experts(RouterKind::Default));
+    config.moe.default = DefaultOptions::new().with_beta(0.75).with_rule(UpdateRule::Mean);
+    let mut model = model::<AD>(&config);
+    let layers = model.forward(images(&config, 4)).layers;
+    let updates: Vec<_> = layers.into_iter().map(|layer| layer.default_update.expect("a training pass")).collect();
+    let means: Vec<_> = updates.iter().map(DefaultUpdate::means).collect();
+    model.absorb_updates(&updates);
+    let found: Vec<_> = model.default_vectors().into_iter().map(|vectors| vectors.values.to_data()).collect();
+    assert_ne!(found[0], found[1]);
+    for (i, (block, mean)) in model.blocks.iter().zip(means).enumerate() {
+        let vectors =
+            block.feed_forward.as_ref().and_then(|block| block.default_vectors.as_ref()).expect("it has some");
+        assert_eq!(vectors.options(), &config.moe.default);
+        vectors.values.to_data().assert_eq(&found[i], true);
+        // From zero, a quarter of the way.
+        found[i].assert_approx_eq::<f32>(&(mean * 0.25).into_data(), Tolerance::rel_abs(TOLERANCE, TOLERANCE));
+    }
 }
 
 #[test]

@@ -114,7 +114,7 @@ pub(super) fn default_vectors(report: &Report) -> Vec<String> {
         ),
         report.chart(
             "Norm of what they follow",
-            "mean output of a batch, over busy experts",
+            "length of an expert's mean output, over busy experts",
             per_layer(report, |layer| of_default(layer, |stats| stats.target_norm)),
         ),
         report.chart(
@@ -124,7 +124,7 @@ pub(super) fn default_vectors(report: &Report) -> Vec<String> {
         ),
         report.chart(
             "Share of the output",
-            "that comes from default vectors",
+            "from default vectors, shared experts left out",
             per_layer(report, |layer| of_default(layer, |stats| stats.share)),
         ),
     ];

@@ -4,12 +4,13 @@ mod by_hand;
 #[cfg(feature = "flex")]
 mod low_precision;
 mod oracle;
+mod routers;
 mod torch;
 
 use burn::module::Param;
 use burn::tensor::{DType, Tensor};
 use default_moe::{DefaultMoe, DefaultMoeConfig, DefaultOptions, DefaultUpdate, Evaluation, Form, UpdateRule};
-use moe_layers::{AutodiffMoeBackend, Moe, MoeConfig};
+use moe_layers::{AutodiffMoeBackend, BalanceConvention, Moe, MoeConfig, MoeLosses};
 use moe_tests::{CASES, assert_close, cases, host, on_every_backend_and_portable, random, tensor};
 
 use oracle::Layer;
@@ -23,6 +24,8 @@ on_every_backend_and_portable!(
     relabelling_experts_relabels_the_vectors,
     no_tokens_are_an_empty_update,
     the_energy_is_that_of_the_two_parts,
+    measuring_changes_neither_output_nor_gradients,
+    losses_are_those_of_the_layer_without_vectors,
     shared_experts_are_added_and_change_nothing_else,
 );
 
@@ -45,6 +48,7 @@ fn layer<B: AutodiffMoeBackend>(numbers: &Layer, form: Form, device: &B::Device)
     layer.moe.experts.w_in = param(&numbers.w_in, [e, d, 2 * f], device);
     layer.moe.experts.w_out = param(&numbers.w_out, [e, f, d], device);
     layer.vectors.values = layer.vectors.values.map(|_| tensor(&numbers.vectors, [e, d], device));
+    layer.vectors = layer.vectors.with_measuring(numbers.measuring);
     layer
 }
 
@@ -84,7 +88,11 @@ const PARTS: [&str; 6] = ["output", "vectors", "tokens", "router", "w_in", "w_ou
 fn check<B: AutodiffMoeBackend>(numbers: &Layer, device: &B::Device) {
     let expected = numbers.expected();
     let expected = [expected.output, expected.vectors, expected.tokens, expected.router, expected.w_in, expected.w_out];
-    for ((found, expected), part) in run::<B>(numbers, Form::Full, device).iter().zip(&expected).zip(PARTS) {
+    assert_parts(numbers, &run::<B>(numbers, Form::Full, device), &expected);
+}
+
+fn assert_parts(numbers: &Layer, found: &[Vec<f64>; 6], expected: &[Vec<f64>; 6]) {
+    for ((found, expected), part) in found.iter().zip(expected).zip(PARTS) {
         assert_close(&format!("{}, {:?}, {part}", numbers.case.name, numbers.rule), found, expected);
     }
 }
@@ -184,6 +192,53 @@ fn the_energy_is_that_of_the_two_parts<B: AutodiffMoeBackend>(device: &B::Device
     let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
     let fill = squares(&mut expected.output.iter().zip(&expected.top_k).map(|(y, e)| y - e));
     assert_close("energy", &host(energy), &[fill, squares(&mut expected.top_k.iter().copied())]);
+}
+
+/// The loops say so in full, the pass without measuring in the other form.
+fn measuring_changes_neither_output_nor_gradients<B: AutodiffMoeBackend>(device: &B::Device) {
+    for rule in RULES {
+        for (case, renormalize) in [(&CASES[0], false), (&CASES[1], true)] {
+            let plain = Layer { renormalize, ..Layer::random(case, rule) };
+            let measured = Layer { measuring: true, ..plain.clone() };
+            check::<B>(&measured, device);
+            let [plain, found] = [&plain, &measured].map(|numbers| run::<B>(numbers, Form::BackwardOnly, device));
+            assert_parts(&measured, &found, &plain);
+        }
+    }
+}
+
+/// Balance in every convention, router z and importance, in training and in evaluation: the losses are the router's, whose choice no vector
+/// changes.
+fn losses_are_those_of_the_layer_without_vectors<B: AutodiffMoeBackend>(device: &B::Device) {
+    use BalanceConvention::{GShard, HuggingFace, Sequence, Switch};
+    let numbers = Layer::random(&CASES[0], UpdateRule::Weighted);
+    let (t, e, d) = (numbers.case.tokens, numbers.case.experts, numbers.case.d_model);
+    let input = tensor::<B, 3>(&numbers.tokens, [2, t / 2, d], device);
+    let vectors = layer::<B>(&numbers, Form::Full, device).vectors;
+    for balance in [Switch, HuggingFace, GShard, Sequence] {
+        let moe = MoeConfig::new(d, 3, e, numbers.case.top_k).with_balance(balance).with_balance_coef(0.5);
+        let moe = moe.with_z_coef(0.25).with_importance_coef(0.125).init::<B>(device);
+        let expected = losses_and_gradient(&moe, moe.forward(input.clone()).losses);
+        let trained = losses_and_gradient(&moe, vectors.forward_training(&moe, input.clone()).losses);
+        let evaluated = losses_and_gradient(&moe, vectors.forward_evaluation(&moe, input.clone()).losses);
+        assert!(expected[..4].iter().all(|loss| loss[0] > 0.0), "{balance:?}: {expected:?}");
+        for (found, pass) in [(trained, "training"), (evaluated, "evaluation")] {
+            for ((found, expected), part) in found.iter().zip(&expected).zip(LOSSES) {
+                assert_close(&format!("{balance:?}, {pass}, {part}"), found, expected);
+            }
+        }
+    }
+}
+
+const LOSSES: [&str; 5] = ["balance", "z", "importance", "their sum", "router"];
+
+/// The losses, and the gradient of their weighted sum in the router.
+fn losses_and_gradient<B: AutodiffMoeBackend>(moe: &Moe<B>, losses: MoeLosses<B>) -> [Vec<f64>; 5] {
+    let sum = losses.weighted();
+    let grads = sum.clone().backward();
+    let router = host(moe.router.weight().expect("a learned router").grad(&grads).expect("tracked"));
+    let importance = losses.other.expect("it has a coefficient");
+    [host(losses.balance), host(losses.z), host(importance), host(sum), router]
 }
 
 /// Nor do they count as an expert: they are no part of the vectors, of what moves them or of the router's gradient.

@@ -12,6 +12,8 @@ pub(super) struct Layer {
     pub(super) rule: UpdateRule,
     pub(super) beta: f64,
     pub(super) renormalize: bool,
+    /// Whether passes measure the energy, which the loops know nothing of.
+    pub(super) measuring: bool,
     /// `[T, D]`.
     pub(super) tokens: Vec<f64>,
     /// `[D, E]`.
@@ -46,6 +48,7 @@ impl Layer {
             rule,
             beta: 0.75,
             renormalize: false,
+            measuring: false,
             tokens: random(t * d, 61),
             router: random(d * e, 62),
             w_in: random(e * d * 2 * f, 63),
@@ -55,12 +58,16 @@ impl Layer {
         }
     }
 
+    /// What a router with these weights says, `[T, E]`.
+    pub(super) fn logits(&self, router: &[f64]) -> Vec<f64> {
+        let (e, d) = (self.case.experts, self.case.d_model);
+        let logit = |token: &[f64], i: usize| (0..d).map(|j| token[j] * router[j * e + i]).sum::<f64>();
+        self.tokens.chunks(d).flat_map(|token| (0..e).map(move |i| logit(token, i))).collect()
+    }
+
     /// Probabilities `[T, E]`.
     fn probs(&self) -> Vec<f64> {
-        let (e, d) = (self.case.experts, self.case.d_model);
-        let logit = |token: &[f64], i: usize| (0..d).map(|j| token[j] * self.router[j * e + i]).sum::<f64>();
-        let logits = self.tokens.chunks(d).flat_map(|token| (0..e).map(move |i| logit(token, i)));
-        reference::softmax(&logits.collect::<Vec<_>>(), e)
+        reference::softmax(&self.logits(&self.router), self.case.experts)
     }
 
     /// Experts as a problem of the fused network's oracle, one slot for each token and expert in `chosen`.
@@ -72,7 +79,7 @@ impl Layer {
     }
 
     /// `E_i(x_t)`, `[T, E, D]`.
-    fn outputs(&self) -> Vec<f64> {
+    pub(super) fn outputs(&self) -> Vec<f64> {
         let (t, e, d) = (self.case.tokens, self.case.experts, self.case.d_model);
         let mut all = vec![0.0; t * e * d];
         for i in 0..e {

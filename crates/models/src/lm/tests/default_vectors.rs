@@ -1,10 +1,12 @@
 //! Default vectors in a model: when they move, where they are kept, what switches them.
 
 use burn::module::{AutodiffModule, Module};
+use burn::optim::{GradientsParams, Optimizer, SgdConfig};
 use burn::record::{FullPrecisionSettings, NamedMpkBytesRecorder, Recorder};
 use burn::tensor::TensorData;
-use default_moe::optimizer::HasDefaultVectors;
-use default_moe::{DefaultUpdate, Evaluation};
+use default_moe::optimizer::{Absorbing, HasDefaultVectors, register};
+use default_moe::{DefaultOptions, DefaultUpdate, DefaultVectors, Evaluation, Form, UpdateRule};
+use moe_layers::upcycle::Upcycling;
 
 use super::*;
 
@@ -29,6 +31,62 @@ fn trained() -> Lm<AD> {
 
 fn logits<B: MoeBackend>(model: &Lm<B>) -> TensorData {
     model.forward(batch()).logits.into_data()
+}
+
+/// Of the layers that have them, in order.
+fn of_blocks(model: &Lm<AD>) -> Vec<&DefaultVectors<AD>> {
+    model.blocks.iter().filter_map(|block| block.feed_forward.default_vectors.as_ref()).collect()
+}
+
+/// What the vectors of each layer become by its own update, which is that of no other.
+fn expected(model: &Lm<AD>, updates: &[DefaultUpdate<AD>]) -> [TensorData; 2] {
+    let moved = of_blocks(model).into_iter().zip(updates).map(|(vectors, update)| vectors.updated(update).into_data());
+    let expected: [TensorData; 2] = moved.collect::<Vec<_>>().try_into().expect("two layers with experts");
+    assert_ne!(expected[0], expected[1]);
+    expected
+}
+
+fn assert_moved(model: &Lm<AD>, expected: &[TensorData; 2]) {
+    for (vectors, expected) in of_blocks(model).into_iter().zip(expected) {
+        vectors.values.to_data().assert_eq(expected, true);
+    }
+    assert_eq!(values(model), expected);
+}
+
+#[test]
+fn every_layer_absorbs_its_own_update() {
+    let mut model = model::<AD>(&config());
+    let updates = updates(&model);
+    let expected = expected(&model, &updates);
+    model.absorb_updates(&updates);
+    assert_moved(&model, &expected);
+}
+
+#[test]
+fn every_layer_absorbs_its_own_update_among_the_gradients() {
+    let model = model::<AD>(&config());
+    let updates = updates(&model);
+    let expected = expected(&model, &updates);
+    let mut grads = GradientsParams::new();
+    register(&model, updates, &mut grads);
+    let mut optimizer = Absorbing::new(SgdConfig::new().init());
+    let model: Lm<AD> = Optimizer::step(&mut optimizer, 0.1, model, grads);
+    assert_moved(&model, &expected);
+}
+
+#[test]
+fn options_are_those_of_the_configuration() {
+    let options = DefaultOptions::new().with_beta(0.75).with_rule(UpdateRule::Mean);
+    let options = options.with_form(Form::BackwardOnly).with_evaluation(Evaluation::TopK);
+    let mut config = config();
+    config.moe.default = options.clone();
+    let dense = model::<Flex>(&config.clone().with_moe_layers(MoeLayers::None).with_moe(LmMoeConfig::new(4, 1, 12)));
+    let upcycled = config.clone().with_moe(LmMoeConfig { d_hidden: 24, ..config.moe.clone() });
+    let upcycled = upcycled.upcycle(&dense, Upcycling::Copy).expect("they fit");
+    for model in [model::<Flex>(&config), upcycled] {
+        let found: Vec<_> = model.default_vectors().into_iter().map(DefaultVectors::options).collect();
+        assert_eq!(found, [&options, &options]);
+    }
 }
 
 #[test]
