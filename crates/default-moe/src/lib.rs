@@ -86,9 +86,9 @@
 //! experts, 4 active) to 0.01 (32 experts, 1 active) of a perplexity near 22 \[C\], 0.024 nats at most: at a rate that suits top-K expect no
 //! more. Where the rate is too high for top-K the difference is larger, 0.060 nats there \[C\] and 0.064 here (below).
 //!
-//! It costs little \[ours\]: a training step of the preset `small` is 0.3 % slower on a CPU (95 % interval -0.1 to 0.8), a layer's
-//! training pass -1 to 1.4 %, with single times that scatter by 8 to 14 % (record in `benchmarks/epyc-2-cores/2026-11-25`). The vectors' product
-//! has changed since and was not measured again.
+//! It costs little \[ours\]: a training step of the preset `small` is 0.7 % slower on a CPU (95 % interval 0.4 to 0.8), the training pass of a layer
+//! by itself 1.3 to 2.9 % (record in `benchmarks/xeon-2-cores/2026-11-27`), and its forward pass 3.4 to 5.4 %: most where there are many small experts, for the
+//! product `[T, E] x [E, D]` is `E / (3 K F)` of the FLOPs of the experts. A backward pass keeps about two `E * D` more.
 //!
 //! Seen here \[ours\], on a model of 4 layers after 0.8 million tokens (`cargo xtask reproduce default-moe`, 8 experts, 1 active): at
 //! the rate that is best for both, 0.023 nats *worse* than top-K (8 pairs, 95 % interval 0.016 to 0.030); at twice that rate

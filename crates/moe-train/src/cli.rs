@@ -90,7 +90,8 @@ pub struct TrainArgs {
     /// What to train; without it, a language model, or what the resumed run trains
     #[arg(value_enum)]
     pub model: Option<ModelKind>,
-    /// Settings to start from: tiny, small, nanogpt-dense, nanogpt-moe or a model preset; of vit, tiny or small
+    /// Settings to start from: tiny, small, nanogpt-dense, nanogpt-moe or a model preset (default-moe-8c1 and -32c4 are sizes, with plain top-K
+    /// unless moe.router=default is set); of vit, tiny or small
     #[arg(long, value_name = "NAME", default_value = crate::presets::DEFAULT)]
     pub preset: String,
     /// TOML or JSON file with settings that replace those of the preset

@@ -231,6 +231,21 @@ mod tests {
     }
 
     #[test]
+    fn options_of_default_vectors_arrive() {
+        use default_moe::{DefaultOptions, Evaluation, Form, UpdateRule};
+        let options = ["beta=0.75", "rule=weighted-by-count", "form=backward-only", "evaluation=top-k"];
+        let options = options.map(|option| format!("moe.default.{option}"));
+        let config = set(&options.each_ref().map(String::as_str)).unwrap();
+        let expected = DefaultOptions {
+            beta: 0.75,
+            rule: UpdateRule::WeightedByCount,
+            form: Form::BackwardOnly,
+            evaluation: Evaluation::TopK,
+        };
+        assert_eq!(config.model.moe.default, expected);
+    }
+
+    #[test]
     fn a_whole_number_serves_where_a_real_one_is_asked_for() {
         assert_eq!(set(&["optim.clip_norm=2"]).unwrap().optim.clip_norm, 2.0);
     }

@@ -295,6 +295,23 @@ fn a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints() {
     assert_eq!(steps.count(), 1);
 }
 
+/// Nothing of a step that was refused is in what the run goes on from.
+#[test]
+fn after_a_step_that_was_not_finite_default_vectors_go_on_from_the_checkpoint() {
+    let mut config = config();
+    config.model.moe.router = RouterKind::Default;
+    let (_parent, undisturbed) = begun(&config);
+    let (_other, disturbed) = new_dir();
+    copy_run(&undisturbed, &disturbed);
+    let mut endless = config.clone();
+    (endless.optim.lr, endless.optim.min_lr) = (f64::MAX, f64::MAX);
+    assert!(matches!(run_in(&disturbed, &endless, &mut Silent::default()), Err(TrainError::NotFinite { .. })));
+    for dir in [&undisturbed, &disturbed] {
+        run_in(dir, &config, &mut Silent::default()).expect("training");
+    }
+    assert_eq!(losses(&disturbed), losses(&undisturbed));
+}
+
 /// A step of finite gradients with an endless rate; nothing but the checkpoint or the validation looks at what it left.
 #[test]
 fn parameters_that_are_not_finite_are_measured_or_kept_in_no_checkpoint() {

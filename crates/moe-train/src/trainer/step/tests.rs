@@ -236,15 +236,48 @@ fn a_capacity_changes_no_factor() {
     }
 }
 
+/// Though what it found out would spoil them.
 #[test]
 fn a_step_that_is_not_finite_moves_no_default_vector() {
-    let start = trainee(&with_default_vectors());
-    let mut gathered = Gathered::new(false);
-    gathered.add(&start.model, &eight_sequences(), 1, &Default::default());
-    let grads = gathered.grads.grads();
-    let (_, outcome) = gathered.finish(&start.model, &grads);
-    assert!(outcome.check_finite().is_ok() && outcome.layers.is_empty());
-    assert!(vectors(&start.model).iter().all(|v| *v == 0.0));
+    let settings = StepSettings { lr: 1e-2, clip_norm: 1.0, with_stats: true };
+    let step = |trainee: Trainee<AD>| trainee.step([eight_sequences()].into_iter(), &settings, &Default::default());
+    let (mut trainee, _) = step(trainee(&with_default_vectors())).expect("finite");
+    let moe = trainee.model.blocks[1].feed_forward.moe.as_mut().expect("a layer with experts");
+    moe.experts.w_out = moe.experts.w_out.clone().map(|w| w.slice_fill([0..1, 0..1, 0..1], f32::INFINITY));
+    let (model, before) = (trainee.model.clone(), vectors(&trainee.model));
+    let loss = Learns::<AD>::loss_of(&model, &eight_sequences(), &Default::default());
+    let update = loss.layers[0].default_update.as_ref().expect("a training pass");
+    let spoiled = model.default_vectors()[0].updated(update).into_data();
+    assert!(spoiled.iter::<f32>().any(|v| !v.is_finite()) && before.iter().all(|v| v.is_finite()));
+
+    assert!(matches!(step(trainee), Err(NotFinite("loss"))));
+    assert_eq!(vectors(&model), before);
+}
+
+/// What a step writes down about a layer is about the vectors of that layer, before it and after it.
+#[test]
+fn every_layer_absorbs_and_records_its_own_update() {
+    let mut config = with_default_vectors();
+    config.model.num_layers = 3;
+    let settings = StepSettings { lr: 1e-2, clip_norm: 1.0, with_stats: true };
+    let step = |trainee: Trainee<AD>| {
+        trainee.step([eight_sequences()].into_iter(), &settings, &Default::default()).expect("finite")
+    };
+    let (first, _) = step(trainee(&config));
+    let before = first.model.clone();
+    let (second, outcome) = step(first);
+    let of = |model: &Lm<AD>, layer: usize| {
+        model.blocks[layer].feed_forward.default_vectors.as_ref().expect("it has some").values.val()
+    };
+    let lengths = |rows: Tensor<AD, 2>| rows.powi_scalar(2).sum_dim(1).sqrt().into_data().to_vec::<f32>().expect("f32");
+    assert_eq!(outcome.layers.iter().map(|record| record.layer).collect::<Vec<_>>(), [1, 2]);
+    for LayerRecord { layer, default, .. } in &outcome.layers {
+        let stats = default.as_ref().expect("default vectors");
+        assert_close(&as_f32(&stats.norms), &lengths(of(&second.model, *layer)));
+        let moved = lengths(of(&second.model, *layer) - of(&before, *layer));
+        assert_close(&[stats.moved as f32], &[moved.iter().sum::<f32>() / moved.len() as f32]);
+    }
+    assert_ne!(outcome.layers[0].default, outcome.layers[1].default);
 }
 
 #[test]
@@ -293,7 +326,13 @@ fn trainee_start(config: &TrainConfig) -> Lm<AD> {
 
 #[test]
 fn statistics_are_read_on_request_and_change_nothing() {
-    let start = trainee(&config());
+    for config in [config(), with_default_vectors()] {
+        assert_statistics_change_nothing(&config);
+    }
+}
+
+fn assert_statistics_change_nothing(config: &TrainConfig) {
+    let start = trainee(config);
     let step = |with_stats| {
         let trainee = Trainee { model: start.model.clone(), optim: start.optim.clone() };
         let settings = StepSettings { lr: 1e-2, clip_norm: 0.1, with_stats };
