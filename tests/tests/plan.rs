@@ -210,11 +210,12 @@ fn a_measured_step_takes_longer_than_the_bound() {
     }
 }
 
+const RANKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benchmarks/ranks/2026-11-26.txt");
+
 /// What ranks of the program send each other in a step, as the loopback interface counted it.
 #[test]
 fn the_bytes_that_ranks_exchange_are_those_of_the_plan() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../benchmarks/ranks/2026-11-26.txt");
-    let text = std::fs::read_to_string(path).expect("a committed record");
+    let text = std::fs::read_to_string(RANKS).expect("a committed record");
     let measured = |ranks: u64| -> Vec<f64> {
         let lines = text.lines().filter(|line| line.starts_with(&format!("--launch {ranks} ")));
         lines.map(|line| line.rsplit(' ').next().and_then(|word| word.parse().ok()).expect("a number")).collect()
@@ -229,4 +230,42 @@ fn the_bytes_that_ranks_exchange_are_those_of_the_plan() {
             assert!((1.0..1.02).contains(&(found / planned)), "{ranks} ranks: {found} bytes, planned {planned}");
         }
     }
+}
+
+/// Most f32 FLOP/s of a core of the machine of that record: its bare products on two threads
+/// (`benchmarks/xeon-2-cores/2026-11-27/layer-2-threads.json`, A forward), by two.
+const FLOPS_PER_CORE_OF_RANKS: f64 = 276e9 / 2.0;
+
+/// Ranks that share the cores of one machine, each with its part of them.
+#[test]
+fn measured_steps_of_several_ranks_take_longer_than_the_bound() {
+    let text = std::fs::read_to_string(RANKS).expect("a committed record");
+    let mut runs = 0;
+    for line in text.lines().filter(|line| line.contains("tokens_per_s=")) {
+        let number = |name: &str| -> f64 {
+            let word = line.split(' ').find_map(|word| word.strip_prefix(name)).expect("it is there");
+            word.parse().expect("a number")
+        };
+        // What is in front of the bar: `--launch 4`, `--devices 0,1`, `(one rank)`.
+        let start = line.split(" | ").next().unwrap_or_default();
+        let ranks: u32 = match start.rsplit(' ').next() {
+            Some("2" | "0,1") => 2,
+            Some("4" | "0,1,2,3") => 4,
+            _ => 1,
+        };
+        let tokens = number("tokens=") / number("steps=");
+        let flops = CORES * FLOPS_PER_CORE_OF_RANKS / f64::from(ranks);
+        let setting = Setting {
+            model: preset("tiny").unwrap(),
+            device: Device { flops, memory: 24e9, memory_rate: f64::INFINITY },
+            tokens: tokens as u64 / u64::from(ranks),
+            ..one_device()
+        };
+        let plan = Plan::new(&setting, Layout::new(&setting.model, u64::from(ranks), 1).unwrap()).unwrap();
+        let part = plan.overlapped_seconds() / (tokens / number("tokens_per_s="));
+        println!("{start}: {:.0} % of a step in the bound", 100.0 * part);
+        assert!((0.1..1.0).contains(&part), "{start}: the bound is {part} of the step");
+        runs += 1;
+    }
+    assert_eq!(runs, 10);
 }
