@@ -124,6 +124,14 @@ pub enum BackendError {
         /// What the backend said.
         reason: String,
     },
+    /// Ranks on several devices need what this backend does not do.
+    #[error(
+        "nothing arrives on device {choice} from the first one: this backend moves nothing between devices, use --launch"
+    )]
+    Unreachable {
+        /// Which.
+        choice: DeviceChoice,
+    },
     /// The device cannot compute with this type.
     #[error("device `{choice}` of the {NAME} backend has no {dtype}: use --dtype f32")]
     NoDtype {
@@ -200,7 +208,21 @@ pub fn open_all(choices: &[DeviceChoice], dtype: Dtype) -> Result<Vec<Device>, B
         DeviceChoice::Number(_) if selected::IS_CPU && choices.len() > 1 => open(DeviceChoice::Default, dtype),
         _ => open(choice, dtype),
     };
-    choices.iter().map(device).collect()
+    let devices = choices.iter().map(device).collect::<Result<Vec<_>, _>>()?;
+    match devices.iter().position(|device| !reaches(&devices[0], device)) {
+        Some(at) => Err(BackendError::Unreachable { choice: choices[at] }),
+        None => Ok(devices),
+    }
+}
+
+/// Whether numbers that are sent to a device arrive there.
+fn reaches(from: &Device, to: &Device) -> bool {
+    let arrives = || {
+        let sent = Tensor::<Plain, 1>::from_floats([3.0, -1.0, 4.0], from);
+        let arrived = sent.clone().to_device(to).into_data();
+        arrived.iter::<f32>().eq(sent.into_data().iter::<f32>())
+    };
+    from == to || quietly(arrives).is_ok_and(|arrives| arrives)
 }
 
 /// Whether the backend of this build computes on the processor.
