@@ -54,7 +54,11 @@ fn free_address() -> String {
 /// One of two processes that train together, started but not waited for.
 fn node(command: Command, rank: usize, address: &str, timeout: &str) -> Child {
     let place = ["--node", &rank.to_string(), "--nodes", "2", "--coordinator", address, "--rank-timeout", timeout];
-    let mut command = with(command, &place);
+    started(with(command, &place))
+}
+
+/// A program that says to us what it says on stderr, and nothing else to anybody.
+fn started(mut command: Command) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.spawn().expect("the program starts")
 }
@@ -155,9 +159,7 @@ fn children_of(parent: u32) -> Vec<String> {
 #[cfg(target_os = "linux")]
 fn a_frozen_launched_rank_is_named_and_not_left_behind() {
     let place = Place::new();
-    let mut command = with(train(&place, "run", 100_000), &["--launch", "2", "--rank-timeout", "5"]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let first = command.spawn().expect("the program starts");
+    let first = started(with(train(&place, "run", 100_000), &["--launch", "2", "--rank-timeout", "5"]));
     wait_for_checkpoint(&place, "run");
     let children = children_of(first.id());
     assert_eq!(children.len(), 1);
@@ -195,9 +197,7 @@ fn state_and_parent(id: &str) -> Option<(String, String)> {
 #[cfg(target_os = "linux")]
 fn launched_processes_end_with_the_one_that_launched_them() {
     let place = Place::new();
-    let mut command = with(train(&place, "run", 100_000), &["--launch", "4"]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut first = command.spawn().expect("the program starts");
+    let mut first = started(with(train(&place, "run", 100_000), &["--launch", "4"]));
     let start = Instant::now();
     let in_time = || assert!(start.elapsed() < Duration::from_secs(60), "it takes too long");
     let mut others = children_of(first.id());
@@ -220,9 +220,7 @@ fn launched_processes_end_with_the_one_that_launched_them() {
 #[cfg(target_os = "linux")]
 fn a_launched_rank_that_dies_at_its_start_is_not_waited_for() {
     let place = Place::new();
-    let mut command = with(train(&place, "run", 100_000), &["--launch", "2"]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let first = command.spawn().expect("the program starts");
+    let first = started(with(train(&place, "run", 100_000), &["--launch", "2"]));
     let start = Instant::now();
     let other = loop {
         assert!(start.elapsed() < Duration::from_secs(60), "nobody was launched");
@@ -306,10 +304,8 @@ fn a_launched_rank_speaks_for_rank_0_when_that_cannot() {
         ("-KILL", "killed", "rank 0 is gone, and with it this rank"),
         ("-STOP", "frozen", "rank 1 cannot train with the others: rank 0 has been silent for 2 s"),
     ] {
-        let mut command = with(train(&place, run, 100_000), &["--launch", "3", "--rank-timeout", "1"]);
-        command.args(["--set", "train.batch_size=6"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut first = command.spawn().expect("the program starts");
+        let args = ["--launch", "3", "--rank-timeout", "1", "--set", "train.batch_size=6"];
+        let mut first = started(with(train(&place, run, 100_000), &args));
         wait_for_checkpoint(&place, run);
         let (id, others) = (first.id().to_string(), children_of(first.id()));
         assert_eq!(others.len(), 2);
