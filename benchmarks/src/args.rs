@@ -66,6 +66,9 @@ pub(crate) struct GroupedArgs {
     /// Only products whose name contains this, such as "W_in"
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub(crate) only: String,
+    /// Only kernels whose name contains this, such as "bulk"
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) kernel: String,
     /// Type of the products
     #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
     pub(crate) dtype: Dtype,

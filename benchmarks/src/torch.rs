@@ -14,6 +14,8 @@ const COMMON: &str = include_str!("../torch/common.py");
 /// A script of `benchmarks/torch`; it is part of this program, so that one file is all a machine needs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Script {
+    #[cfg_attr(not(feature = "cube"), allow(dead_code, reason = "a processor has no kernels to choose from"))]
+    Grouped,
     Layer,
     Step,
 }
@@ -21,6 +23,7 @@ pub(crate) enum Script {
 impl Script {
     fn file(self) -> (&'static str, &'static str) {
         match self {
+            Self::Grouped => ("grouped.py", include_str!("../torch/grouped.py")),
             Self::Layer => ("layer.py", include_str!("../torch/layer.py")),
             Self::Step => ("step.py", include_str!("../torch/step.py")),
         }

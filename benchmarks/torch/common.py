@@ -1,4 +1,4 @@
-"""What layer.py and step.py share: the conversation with moe-bench, the clocks, and numbers both sides can make.
+"""What the scripts beside it share: the conversation with moe-bench, the clocks, and numbers both sides can make.
 
 The conversation is one JSON object a line: moe-bench asks on stdin, the answer goes to stdout. An answer with the key
 "error" holds one sentence for the person at the terminal.

@@ -1,15 +1,18 @@
 //! The kernels on the device.
 
+use std::cell::RefCell;
+
 use burn::tensor::{DType, Distribution, Tensor, TensorPrimitive};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::ops::into_data_sync;
 use burn_cubecl::tensor::CubeTensor;
-use moe_kernels::cube::grouped::{Kernel, Limits, MatrixTile, Operands, Product, TileShape, check, launch};
+use moe_kernels::cube::grouped::{BulkTile, Kernel, Limits, MatrixTile, Operands, Product, TileShape, check, launch};
 use moe_train::backend::Device;
 
 use super::study::{KernelRecord, ProductRecord};
+use super::torch_products::TorchProducts;
 use crate::args::GroupedArgs;
-use crate::clock::{Clock, Spread, timed};
+use crate::clock::{Clock, Spread, Time, timed};
 use crate::data::mixed;
 use crate::error::{Error, Result};
 use crate::layer::Shape;
@@ -27,6 +30,8 @@ const VERIFIED_EXPERTS: usize = 3;
 const VERIFIED_WIDTH: usize = 4096;
 /// Largest difference to the naive kernel over the largest number: both round to the type, and sum in another order.
 const TOLERANCE: f32 = 0.01;
+/// Products that are launched one after the other before the device is waited for: in a layer, too, nobody waits in between.
+const REPEATS: usize = 8;
 /// Seed of the assignment of rows to experts.
 const LOADS: u64 = 7;
 
@@ -106,47 +111,75 @@ fn loads(rows: usize, experts: usize, skew: f64) -> Vec<usize> {
 }
 
 /// Those on matrix units, the usual one also without a second stage, or where there are no matrix units the tiled ones.
-fn kernels(limits: &Limits) -> Vec<(String, Kernel)> {
+fn kernels(limits: &Limits, containing: &str) -> Vec<(String, Kernel)> {
     let matrix = |name: &str, tile: MatrixTile| {
         (format!("matrix {name} {}x{}, {} stages", tile.m(), tile.n(), tile.stages), Kernel::Cmma(tile))
     };
     let tiled = |(name, tile): (&str, TileShape)| (format!("tiled {name} {}x{}", tile.m, tile.n), Kernel::Tiled(tile));
+    let mut kernels = Vec::new();
     if limits.fragments.is_empty() {
-        return TileShape::ALL.map(tiled).into();
+        kernels.extend(TileShape::ALL.map(tiled));
+    } else {
+        kernels.push(matrix("large", MatrixTile { stages: 1, ..MatrixTile::LARGE }));
+        kernels.extend(MatrixTile::ALL.map(|(name, tile)| matrix(name, tile)));
+        let bulk = |(name, tile): (&str, BulkTile)| {
+            (format!("bulk {name} {}x{}, {} stages", tile.m(), tile.n(), tile.stages), Kernel::Bulk(tile))
+        };
+        kernels.extend(BulkTile::ALL.map(bulk));
     }
-    let mut kernels = vec![matrix("large", MatrixTile { stages: 1, ..MatrixTile::LARGE })];
-    kernels.extend(MatrixTile::ALL.map(|(name, tile)| matrix(name, tile)));
+    kernels.retain(|(name, _)| name.contains(containing));
     kernels
 }
 
-/// Verifies and times all kernels the device can run, on all products of the layer.
-pub(super) fn measure(shape: &Shape, args: &GroupedArgs, device: &Device) -> Result<Vec<ProductRecord>> {
+/// Someone who computes a product again and again, and how long [`REPEATS`] of them took.
+type Contestant<'a> = (String, Box<dyn FnMut() -> Result<Time> + 'a>);
+
+/// Verifies and times all kernels the device can run, on all products of the layer, with PyTorch taking turns if it is there.
+pub(super) fn measure(
+    shape: &Shape,
+    args: &GroupedArgs,
+    device: &Device,
+    mut torch: Option<&mut TorchProducts>,
+) -> Result<Vec<ProductRecord>> {
     let (case, dtype) = (shape.case, DType::from(args.dtype));
-    tasks(case.d_model, case.d_hidden)
-        .iter()
-        .filter(|task| task.name.contains(&args.only))
-        .map(|task| {
-            let usable = verified(task, shape.rows(), args, case.experts, device)?;
-            let operands = task.operands(&loads(shape.rows(), case.experts, args.skew), dtype, device);
-            let flops = 2.0 * operands.problem().multiplications() as f64;
-            let [lhs, rhs] = task.dense(shape.rows(), dtype, device);
-            let mut names = vec!["burn matmul, dense".to_string()];
-            let mut runs: Vec<Box<dyn FnMut()>> = vec![Box::new(move || drop(lhs.clone().matmul(rhs.clone())))];
-            for (name, kernel) in usable {
-                let operands = operands.clone();
-                names.push(name);
-                runs.push(Box::new(move || drop(launch(operands.clone(), &kernel))));
+    let chosen = tasks(case.d_model, case.d_hidden).into_iter().filter(|task| task.name.contains(&args.only));
+    let mut records = Vec::new();
+    for task in chosen {
+        let peer = torch.as_deref_mut().map(RefCell::new);
+        let usable = verified(&task, shape.rows(), args, case.experts, device)?;
+        let loads = loads(shape.rows(), case.experts, args.skew);
+        let operands = task.operands(&loads, dtype, device);
+        let flops = 2.0 * operands.problem().multiplications() as f64;
+        let [lhs, rhs] = task.dense(shape.rows(), dtype, device);
+        let mut contestants: Vec<Contestant<'_>> = vec![(
+            "burn matmul, dense".into(),
+            Box::new(move || repeated(device, || drop(lhs.clone().matmul(rhs.clone())))),
+        )];
+        for (name, kernel) in usable {
+            let operands = operands.clone();
+            let run = move || drop(launch(operands.clone(), &kernel));
+            contestants.push((name, Box::new(move || repeated(device, &run))));
+        }
+        if let Some(peer) = &peer {
+            let product = format!("{:?}", task.product).to_lowercase();
+            for name in peer.borrow_mut().set_up(&product, task.widths, &loads, args.dtype, args.common.threads)? {
+                let asked = name.clone();
+                contestants.push((name, Box::new(move || peer.borrow_mut().run(&asked, REPEATS))));
             }
-            let seconds = take_turns(args, device, &mut runs)?;
-            let dense = seconds[0].median;
-            let record = |(kernel, seconds): (String, Spread)| {
-                let tflops = flops / seconds.median / 1e12;
-                KernelRecord { kernel, seconds, tflops, of_dense: dense / seconds.median }
-            };
-            let kernels = names.into_iter().zip(seconds).map(record).collect();
-            Ok(ProductRecord { product: task.name, flops, kernels })
-        })
-        .collect()
+        }
+        records.push(ProductRecord { product: task.name, flops, kernels: take_turns(args, flops, &mut contestants)? });
+    }
+    Ok(records)
+}
+
+/// The time of [`REPEATS`] products and the wait for the last.
+fn repeated(device: &Device, product: impl Fn()) -> Result<Time> {
+    wait::<B>(device)?;
+    let (result, time) = timed(|| {
+        (0..REPEATS).for_each(|_| product());
+        wait::<B>(device)
+    });
+    result.map(|()| time)
 }
 
 /// The kernels that can run, after each has been compared with the naive one on a few rows of a few experts.
@@ -161,7 +194,7 @@ fn verified(
     let loads = loads(rows.min(VERIFIED_ROWS), experts.min(VERIFIED_EXPERTS), args.skew);
     let operands = small.operands(&loads, args.dtype.into(), device);
     let (problem, limits) = (operands.problem(), Limits::of(&operands.lhs.client, operands.lhs.dtype));
-    let mut usable = kernels(&limits);
+    let mut usable = kernels(&limits, &args.kernel);
     usable.retain(|(_, kernel)| check(kernel, &problem, &limits).is_ok());
     let run = |kernel: &Kernel| {
         let output = launch(operands.clone(), kernel).map_err(|error| Error::of(task.name, error))?;
@@ -181,21 +214,22 @@ fn verified(
     Ok(usable)
 }
 
-/// The times of all `runs`, which take turns, round by round.
-fn take_turns(args: &GroupedArgs, device: &Device, runs: &mut [Box<dyn FnMut()>]) -> Result<Vec<Spread>> {
-    let mut times = vec![Vec::new(); runs.len()];
+/// The times of all contestants, who take turns, round by round; the first one's rate is what theirs are compared with.
+fn take_turns(args: &GroupedArgs, flops: f64, contestants: &mut [Contestant<'_>]) -> Result<Vec<KernelRecord>> {
+    let mut times = vec![Vec::new(); contestants.len()];
     for round in 0..args.common.warm_up() + args.common.rounds() {
-        for (run, times) in runs.iter_mut().zip(&mut times) {
-            wait::<B>(device)?;
-            let (result, time) = timed(|| {
-                run();
-                wait::<B>(device)
-            });
-            result?;
+        for ((_, run), times) in contestants.iter_mut().zip(&mut times) {
+            let time = run()?;
             if round >= args.common.warm_up() {
-                times.push(Clock::Wall.of(&time));
+                times.push(Clock::Wall.of(&time) / REPEATS as f64);
             }
         }
     }
-    Ok(times.into_iter().map(Spread::of).collect())
+    let spreads: Vec<Spread> = times.into_iter().map(Spread::of).collect();
+    let dense = spreads[0].median;
+    let record = |((name, _), seconds): (&Contestant<'_>, Spread)| {
+        let tflops = flops / seconds.median / 1e12;
+        KernelRecord { kernel: name.clone(), seconds, tflops, of_dense: dense / seconds.median }
+    };
+    Ok(contestants.iter().zip(spreads).map(record).collect())
 }

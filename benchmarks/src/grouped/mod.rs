@@ -5,6 +5,8 @@
 mod kernels;
 #[cfg(feature = "cube")]
 mod study;
+#[cfg(feature = "cube")]
+mod torch_products;
 
 #[cfg(feature = "cube")]
 pub(crate) use study::run;

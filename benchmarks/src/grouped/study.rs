@@ -2,8 +2,10 @@
 
 use moe_train::config::Dtype;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::kernels;
+use super::torch_products::TorchProducts;
 use crate::args::GroupedArgs;
 use crate::clock::{Clock, Spread};
 use crate::error::{Error, Result};
@@ -20,6 +22,8 @@ struct Record {
     head: Head,
     dtype: Dtype,
     skew: f64,
+    /// What the other side says of itself, if it took part.
+    torch: Option<Value>,
     shapes: Vec<ShapeRecord>,
 }
 
@@ -54,11 +58,18 @@ impl ShapeRecord {
         let mut headings = vec!["TFLOP/s"];
         headings.extend(self.products.iter().map(|product| product.product));
         let mut table = Table::new(&headings);
-        for (row, kernel) in self.products[0].kernels.iter().enumerate() {
-            let mut cells = vec![kernel.kernel.clone()];
+        let mut names: Vec<&str> = Vec::new();
+        for kernel in self.products.iter().flat_map(|product| &product.kernels) {
+            if !names.contains(&kernel.kernel.as_str()) {
+                names.push(&kernel.kernel);
+            }
+        }
+        for name in names {
+            let mut cells = vec![name.to_string()];
             cells.extend(self.products.iter().map(|product| {
-                let kernel = &product.kernels[row];
-                format!("{:.1} ({:.0} %)", kernel.tflops, 100.0 * kernel.of_dense)
+                // Not every kernel computes every product.
+                let kernel = product.kernels.iter().find(|kernel| kernel.kernel == name);
+                kernel.map_or("-".into(), |kernel| format!("{:.1} ({:.0} %)", kernel.tflops, 100.0 * kernel.of_dense))
             }));
             table.row(cells);
         }
@@ -72,9 +83,6 @@ impl ShapeRecord {
 ///
 /// A device or a file that cannot be used, and every wrong result.
 pub(crate) fn run(args: &GroupedArgs) -> Result<()> {
-    if args.common.torch.is_some() {
-        return Err(Error::new("PyTorch has no part in this comparison: `moe-bench layer` asks it"));
-    }
     let session = Session::open(&args.common, args.dtype)?;
     let machine = Machine::here(&session.device_name);
     println!("{}\nTFLOP/s, and part of a dense product's rate\n", machine.line());
@@ -86,13 +94,17 @@ pub(crate) fn run(args: &GroupedArgs) -> Result<()> {
             kernels::names().join(", ")
         )));
     }
+    let mut torch = args.common.torch.as_deref().map(TorchProducts::start).transpose()?;
     let mut shapes = Vec::new();
     for shape in chosen {
-        let products = kernels::measure(&shape, args, &session.device)?;
+        let products = kernels::measure(&shape, args, &session.device, torch.as_mut())?;
         let record = ShapeRecord { shape: shape.name.clone(), products };
         println!("{}\n{}", shape.name, record.table());
         shapes.push(record);
     }
     let head = Head::new("grouped", machine, &args.common, Clock::choose(args.common.threads, ON_GPU));
-    session::write_json(&args.common, &Record { head, dtype: args.dtype, skew: args.skew, shapes })
+    session::write_json(
+        &args.common,
+        &Record { head, dtype: args.dtype, skew: args.skew, torch: torch.map(|torch| torch.versions), shapes },
+    )
 }

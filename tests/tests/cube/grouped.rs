@@ -4,7 +4,9 @@ use burn::tensor::DType;
 use burn::tensor::ops::FloatTensorOps;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use moe_kernels::cube::grouped::{Kernel, Limits, MatrixTile, Operands, Product, TileShape, check, launch, tuned};
+use moe_kernels::cube::grouped::{
+    BulkTile, Kernel, Limits, MatrixTile, Operands, Product, TileShape, check, launch, tuned,
+};
 use moe_kernels::reference;
 use moe_tests::{assert_close, on_unfused_cube};
 
@@ -86,7 +88,8 @@ fn kernels<R: CubeRuntime>(operands: &Operands<R>) -> Vec<Kernel> {
     let limits = Limits::of(&operands.lhs.client, problem.dtype);
     let tiles = TileShape::ALL.map(|(_, tile)| Kernel::Tiled(tile));
     let stages = |stages| MatrixTile::ALL.map(|(_, tile)| Kernel::Cmma(MatrixTile { stages, ..tile }));
-    let all = [Kernel::Naive].into_iter().chain(tiles).chain(stages(1)).chain(stages(2));
+    let bulk = BulkTile::ALL.map(|(_, tile)| Kernel::Bulk(tile));
+    let all = [Kernel::Naive].into_iter().chain(tiles).chain(stages(1)).chain(stages(2)).chain(bulk);
     all.filter(|kernel| check(kernel, &problem, &limits).is_ok()).collect()
 }
 
@@ -124,10 +127,13 @@ fn the_tile_shape_does_not_change_a_bit<R: CubeRuntime>(device: &R::Device) {
 
 fn two_launches_give_the_same_bits<R: CubeRuntime>(device: &R::Device) {
     for (dtype, product) in types::<R>(device).into_iter().flat_map(|dtype| PRODUCTS.map(|product| (dtype, product))) {
-        let operands = LOADS[2].operands::<R>(product, dtype, device);
-        for kernel in kernels(&operands) {
-            let run = || host(launch(operands.clone(), &kernel).unwrap());
-            assert_eq!(run(), run(), "{product:?}, {dtype:?}, {kernel:?}");
+        // Odd sizes, and ones that every kernel takes.
+        for load in [&LOADS[2], &LOADS[0]] {
+            let operands = load.operands::<R>(product, dtype, device);
+            for kernel in kernels(&operands) {
+                let run = || host(launch(operands.clone(), &kernel).unwrap());
+                assert_eq!(run(), run(), "{}, {product:?}, {dtype:?}, {kernel:?}", load.name);
+            }
         }
     }
 }

@@ -7,12 +7,12 @@ use moe_kernels::cube::grouped::{
 
 /// A data centre GPU.
 fn large_device() -> Limits {
-    Limits { units: 1024, shared_memory: 48 * 1024, plane: 32, fragments: vec![Fragment::SQUARE] }
+    Limits { units: 1024, shared_memory: 48 * 1024, plane: 32, fragments: vec![Fragment::SQUARE], bulk_copies: false }
 }
 
 /// What WebGPU promises.
 fn small_device() -> Limits {
-    Limits { units: 256, shared_memory: 16 * 1024, plane: 0, fragments: Vec::new() }
+    Limits { units: 256, shared_memory: 16 * 1024, plane: 0, fragments: Vec::new(), bulk_copies: false }
 }
 
 fn problem(rows: usize, experts: usize) -> Problem {

@@ -3,6 +3,8 @@
 //! One family of kernels, driven by offsets that stay on the device. [`product()`] chooses; [`launch`] runs the
 //! kernel it is told to.
 
+mod bulk;
+mod bulk_tile;
 mod cmma;
 mod error;
 mod fallback;
@@ -17,6 +19,7 @@ mod tiled;
 mod tune;
 mod window;
 
+pub use bulk_tile::BulkTile;
 pub use error::GroupedError;
 pub use matrix_tile::{Fragment, MatrixTile};
 pub use problem::{Operands, Problem, Product};
@@ -72,6 +75,7 @@ pub fn launch<R: CubeRuntime>(operands: Operands<R>, kernel: &Kernel) -> Result<
         Kernel::Naive => naive::launch(operands, &output),
         Kernel::Tiled(tile) => tiled::launch(operands, &output, tile),
         Kernel::Cmma(tile) => cmma::launch(operands, &output, tile),
+        Kernel::Bulk(tile) => bulk::launch(operands, &output, tile),
     }
     Ok(output)
 }

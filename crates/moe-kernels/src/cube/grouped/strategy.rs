@@ -3,9 +3,10 @@
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::cubecl::client::ComputeClient;
+use burn_cubecl::cubecl::ir::features::{MmaConfig, Tma};
 use burn_cubecl::cubecl::ir::{ElemType, FloatKind, StorageType};
 
-use super::{Fragment, GroupedError, MatrixTile, Problem, Product, TileShape};
+use super::{BulkTile, Fragment, GroupedError, MatrixTile, Problem, Product, TileShape};
 
 /// How a product is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,6 +17,8 @@ pub enum Kernel {
     Tiled(TileShape),
     /// Matrix units, f16 and bf16, sums in f32.
     Cmma(MatrixTile),
+    /// Matrix units fed by bulk copies, f16 and bf16, sums in f32: Hopper and later.
+    Bulk(BulkTile),
 }
 
 /// What of a device decides between kernels.
@@ -29,6 +32,8 @@ pub struct Limits {
     pub plane: usize,
     /// Shapes the matrix units multiply for the type of the problem with sums in f32.
     pub fragments: Vec<Fragment>,
+    /// Whether whole tiles of the type can be copied into shared memory at once, and loaded from there for the `mma` instruction.
+    pub bulk_copies: bool,
 }
 
 impl Limits {
@@ -39,12 +44,21 @@ impl Limits {
         let configs = properties.features.matmul.cmma.iter();
         let usable = configs.filter(|c| c.a_type == input && c.b_type == input && c.cd_type == sum);
         let hardware = &properties.hardware;
+        let matmul = &properties.features.matmul;
+        let mma = |c: &&MmaConfig| {
+            c.a_type == input && c.b_type == input && c.cd_type == sum && (c.m, c.n, c.k) == (16, 8, 16)
+        };
         let same = hardware.plane_size_min == hardware.plane_size_max;
         Self {
             units: hardware.max_units_per_cube as usize,
             shared_memory: hardware.max_shared_memory_size,
             plane: if same { hardware.plane_size_max as usize } else { 0 },
             fragments: usable.map(|c| Fragment { m: c.m as usize, n: c.n as usize, k: c.k as usize }).collect(),
+            bulk_copies: properties.features.tma.contains(Tma::Base)
+                && matmul.ldmatrix.contains(&input)
+                && same
+                && hardware.plane_size_max == 32
+                && matmul.mma.iter().any(|c| mma(&c)),
         }
     }
 }
@@ -55,7 +69,8 @@ const SMALL: usize = 1 << 14;
 
 /// Kernels for `problem`, best first and the naive one last; all of them pass [`check`].
 pub fn candidates(problem: &Problem, limits: &Limits) -> Vec<Kernel> {
-    let mut kernels = wanted(problem);
+    let mut kernels = on_hopper(problem);
+    kernels.extend(wanted(problem));
     kernels.retain(|kernel| check(kernel, problem, limits).is_ok());
     kernels.push(Kernel::Naive);
     kernels
@@ -66,7 +81,14 @@ pub fn refusals(problem: &Problem, limits: &Limits) -> Vec<GroupedError> {
     wanted(problem).iter().map_while(|kernel| check(kernel, problem, limits).err()).collect()
 }
 
-/// What the sizes and the type ask for, best first.
+/// What is better still where a device has bulk copies. That it has none is no fault of it.
+fn on_hopper(problem: &Problem) -> Vec<Kernel> {
+    let halves = matches!(problem.dtype, DType::F16 | DType::BF16);
+    let worth_it = halves && problem.multiplications() > SMALL;
+    if worth_it { BulkTile::for_problem(problem).map(Kernel::Bulk).into() } else { Vec::new() }
+}
+
+/// What the sizes and the type ask for of any device, best first.
 fn wanted(problem: &Problem) -> Vec<Kernel> {
     let mut kernels = Vec::new();
     if problem.multiplications() > SMALL {
@@ -93,6 +115,10 @@ pub fn check(kernel: &Kernel, problem: &Problem, limits: &Limits) -> Result<(), 
         }
         Kernel::Cmma(tile) => {
             tile.check(limits)?;
+            (tile.planes() * limits.plane, tile.shared_bytes(bytes))
+        }
+        Kernel::Bulk(tile) => {
+            tile.check(problem, limits)?;
             (tile.planes() * limits.plane, tile.shared_bytes(bytes))
         }
     };

@@ -11,7 +11,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, CubeTuneId, cubecl};
 use serde::{Deserialize, Serialize};
 
-use super::{Kernel, Limits, MatrixTile, Operands, Product, TileShape, launch};
+use super::{BulkTile, Kernel, Limits, MatrixTile, Operands, Product, TileShape, launch};
 use crate::cube::launch::storage;
 
 /// What two products must share to share a tile shape.
@@ -28,6 +28,7 @@ struct GroupedAutotuneKey {
     width: usize,
     element: StorageType,
     matrix_units: bool,
+    bulk_copies: bool,
 }
 
 /// Computes the product with the tile shape that is fastest for its sizes.
@@ -44,6 +45,7 @@ pub fn tuned<R: CubeRuntime>(operands: Operands<R>) -> CubeTensor<R> {
 
 fn shapes<R: CubeRuntime>() -> TunableSet<GroupedAutotuneKey, Operands<R>, CubeTensor<R>> {
     // A group of higher priority that succeeds leaves the others out; a negative one never runs.
+    let bulk = TuneGroup::new("bulk", |key: &GroupedAutotuneKey| if key.bulk_copies { 2 } else { -1 });
     let matrix = TuneGroup::new("matrix", |key: &GroupedAutotuneKey| if key.matrix_units { 1 } else { -1 });
     let tiled = TuneGroup::new("tiled", |_: &GroupedAutotuneKey| 0);
     let candidate = |name: &str, kernel: Kernel, group| {
@@ -57,11 +59,17 @@ fn shapes<R: CubeRuntime>() -> TunableSet<GroupedAutotuneKey, Operands<R>, CubeT
     for (name, tile) in MatrixTile::ALL {
         set = set.with(candidate(&format!("matrix_{name}"), Kernel::Cmma(tile), &matrix));
     }
+    for (name, tile) in BulkTile::ALL {
+        set = set.with(candidate(&format!("bulk_{name}"), Kernel::Bulk(tile), &bulk));
+    }
     set
 }
 
 fn key<R: CubeRuntime>(operands: &Operands<R>) -> GroupedAutotuneKey {
     let p = operands.problem();
-    let matrix_units = !Limits::of(&operands.lhs.client, p.dtype).fragments.is_empty();
-    GroupedAutotuneKey::new(p.product, p.rows, p.experts, p.lhs_width, p.width, storage(p.dtype), matrix_units)
+    let limits = Limits::of(&operands.lhs.client, p.dtype);
+    let matrix_units = !limits.fragments.is_empty();
+    let bulk_copies = BulkTile::MEDIUM.check(&p, &limits).is_ok();
+    let (product, element) = (p.product, storage(p.dtype));
+    GroupedAutotuneKey::new(product, p.rows, p.experts, p.lhs_width, p.width, element, matrix_units, bulk_copies)
 }
