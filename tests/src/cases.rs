@@ -45,6 +45,18 @@ const fn relative(name: &'static str, of: &Case) -> Case {
     case(name, [tokens, of.experts, of.top_k, of.d_model / width, of.d_hidden / width], of.busy)
 }
 
+/// On CUDA one token: no operation of burn 0.21 takes an empty tensor there, since CUDA refuses a kernel of no blocks. That ours do shows
+/// `no_tokens_need_no_kernel`.
+const NO_TOKENS: Case = match takes_empty_tensors() {
+    true => case("no tokens", [0, 4, 2, 3, 5], 4),
+    false => case("one token of three", [1, 4, 2, 3, 5], 3),
+};
+
+/// Whether burn's own operations on the device of the suite take empty tensors.
+pub const fn takes_empty_tensors() -> bool {
+    !cfg!(feature = "cuda")
+}
+
 /// Every situation that has its own way to go wrong.
 pub const CASES: &[Case] = &[
     case("regular", [16, 4, 2, 8, 12], 4),
@@ -54,7 +66,7 @@ pub const CASES: &[Case] = &[
     case("idle experts", [9, 6, 2, 4, 5], 3),
     case("one expert owns all", [8, 4, 1, 4, 5], 1),
     case("one token", [1, 4, 2, 3, 5], 4),
-    case("no tokens", [0, 4, 2, 3, 5], 4),
+    NO_TOKENS,
     case("one expert", [5, 1, 1, 4, 3], 1),
     case("several blocks of rows", [2100, 2, 1, 3, 2], 1),
     case("many small experts", [24, 32, 6, 6, 2], 32),

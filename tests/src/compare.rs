@@ -21,8 +21,8 @@ const ABSOLUTE_F64: f64 = 1e-8;
 /// Allowed errors where burn computes f32 products on matrix units: on CUDA it rounds their operands to TF32, 11 bits. Kernels of ours
 /// sum f32 in f32, and the tests of kernels by name (`tests/cube`) hold them to [`RELATIVE`].
 const RELATIVE_TF32: f64 = 2e-3;
-/// The same for values near zero.
-const ABSOLUTE_TF32: f64 = 5e-4;
+/// The same for values near zero. The gradient of attention's input, behind a chain of such products, was seen 5.7e-4 off.
+const ABSOLUTE_TF32: f64 = 1e-3;
 
 thread_local! {
     /// Dtype of the tensors that this thread makes; the backend's own unless it is told.
@@ -53,7 +53,16 @@ pub fn tensor<B: Backend, const D: usize>(values: &[f64], shape: [usize; D], dev
 
 /// The tensor's numbers.
 pub fn host<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
-    tensor.into_data().iter::<f64>().collect()
+    match tensor.shape().num_elements() {
+        // burn's iterator over what CUDA gives for no numbers panics.
+        0 => Vec::new(),
+        _ => tensor.into_data().iter::<f64>().collect(),
+    }
+}
+
+/// `[0, width]`. On CUDA `Tensor::zeros` launches a kernel of no blocks for it, which is an error.
+pub fn no_rows<B: Backend>(width: usize, device: &B::Device) -> Tensor<B, 2> {
+    tensor(&[], [0, width], device)
 }
 
 /// Panics with the worst element when `actual` strays from `expected`. The name of a tensor ends `what`, behind a comma if more comes

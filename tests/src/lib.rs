@@ -14,9 +14,9 @@ mod torch_layer;
 
 pub use alloc::{CountingAllocator, live_bytes, take_largest_piece, take_peak_bytes};
 pub use backends::*;
-pub use cases::{BENCHES, CASES, Case, GPU_BENCHES, LARGE_CASES, cases};
+pub use cases::{BENCHES, CASES, Case, GPU_BENCHES, LARGE_CASES, cases, takes_empty_tensors};
 pub use compare::{
-    ABSOLUTE, RELATIVE, assert_close, host, in_f64, numeric_gradient, numeric_gradient_by_rows, random, tensor,
+    ABSOLUTE, RELATIVE, assert_close, host, in_f64, no_rows, numeric_gradient, numeric_gradient_by_rows, random, tensor,
 };
 pub use errors::{note_error, relative_error};
 pub use half::{HALF, assert_like_plain_ops, mean_square_error, rounded};

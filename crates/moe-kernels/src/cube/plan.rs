@@ -7,11 +7,11 @@
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::cubecl::prelude::*;
-use burn_cubecl::ops::{numeric::zeros_client, reshape};
+use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, cubecl};
 
-use super::launch::{UNITS, address_type, cube_count, dims2, empty, flat, storage};
+use super::launch::{UNITS, address_type, cube_count, dims2, empty, flat, storage, zeros};
 use crate::host_plan::check_slots;
 
 /// The tensors of an [`ExpertPlan`](crate::ExpertPlan).
@@ -40,7 +40,7 @@ pub fn plan<R: CubeRuntime>(experts: CubeTensor<R>, num_experts: usize, indices:
     check_slots(slots);
     if slots == 0 {
         let [slot_of_row, row_of_slot, token_of_row] = [(); 3].map(|()| empty(&experts, [0], indices));
-        let offsets = zeros_client(experts.client, experts.device, Shape::new([num_experts + 1]), indices);
+        let offsets = zeros(&experts, [num_experts + 1], indices);
         return PlanTensors { offsets, slot_of_row, row_of_slot, token_of_row };
     }
     let experts = flat(experts);

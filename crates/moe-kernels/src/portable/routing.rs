@@ -42,6 +42,15 @@ fn push_best(row: &[f64], k: usize, chosen: &mut Vec<i32>) {
     }
 }
 
+/// burn's gather, which CUDA refuses without tokens.
+pub(crate) fn top_k_values<B: Backend>(scores: FloatTensor<B>, indices: IntTensor<B>) -> FloatTensor<B> {
+    let (scores, indices) = (wrap::<B, 2>(scores), Tensor::<B, 2, Int>::from_primitive(indices));
+    match indices.dims() {
+        [0, top_k] => unwrap(zeros::<B, 2>([0, top_k], &scores.device(), scores.dtype())),
+        _ => unwrap(scores.gather(1, indices)),
+    }
+}
+
 /// Column `e` of the gradient is that of the slot that chose `e`, or zero: one comparison per slot and expert.
 pub(crate) fn top_k_backward<B: Backend>(
     grad: FloatTensor<B>,

@@ -12,7 +12,7 @@ use burn_cubecl::{CubeRuntime, cubecl};
 use super::bulk_tile::{BLOCK, SPAN};
 use super::raster::tile_position;
 use super::tile_map::tile_map;
-use super::{BulkTile, Limits, Operands, Problem, Product};
+use super::{BulkTile, GroupedError, Limits, Operands, Problem, Product};
 use crate::cube::launch::{address_type, cube_count, storage};
 
 /// Elements a unit of `mma` holds side by side.
@@ -45,7 +45,14 @@ struct Tile {
     extent: usize,
 }
 
-pub(super) fn launch<R: CubeRuntime>(operands: Operands<R>, output: &CubeTensor<R>, tile: BulkTile) {
+pub(super) fn launch<R: CubeRuntime>(
+    operands: Operands<R>,
+    output: &CubeTensor<R>,
+    tile: BulkTile,
+) -> Result<(), GroupedError> {
+    if !is_aligned(&operands.lhs) || !is_aligned(&operands.rhs) {
+        return Err(GroupedError::Launch("a bulk copy of rows that do not begin at multiples of 16 bytes".into()));
+    }
     let p = operands.problem();
     let Operands { product, lhs, rhs, offsets, .. } = operands;
     let (client, plane) = (&output.client, Limits::of(&output.client, p.dtype).plane);
@@ -86,6 +93,15 @@ pub(super) fn launch<R: CubeRuntime>(operands: Operands<R>, output: &CubeTensor<
             );
         }
     }
+    Ok(())
+}
+
+/// Whether every row begins at a multiple of 16 bytes.
+fn is_aligned<R: CubeRuntime>(operand: &CubeTensor<R>) -> bool {
+    let (strides, bytes) = (operand.meta.strides(), operand.dtype.size());
+    let steps = strides.iter().take(operand.meta.rank() - 1);
+    operand.handle.offset_start.unwrap_or(0).is_multiple_of(16)
+        && steps.map(|step| step * bytes).all(|step| step.is_multiple_of(16))
 }
 
 /// How copies find their way in an operand: `extent` lines of [`SPAN`] elements at once, or [`SPAN`] lines.

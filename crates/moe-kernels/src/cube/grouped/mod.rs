@@ -28,9 +28,10 @@ pub use tile_shape::TileShape;
 pub use tune::tuned;
 
 use burn_cubecl::CubeRuntime;
-use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
+
+use crate::cube::launch::zeros;
 
 /// From this many multiplications on, a product is worth trying out every tile shape once.
 const WORTH_TUNING: usize = 1 << 27;
@@ -67,15 +68,14 @@ pub fn launch<R: CubeRuntime>(operands: Operands<R>, kernel: &Kernel) -> Result<
         return Ok(output);
     }
     if problem.rows == 0 || problem.lhs_width == 0 {
-        let (shape, dtype) = (output.meta.shape().clone(), output.dtype);
-        return Ok(zeros_client(output.client, output.device, shape, dtype));
+        return Ok(zeros(&output, output.meta.shape().clone(), output.dtype));
     }
     let operands = operands.readable();
     match *kernel {
         Kernel::Naive => naive::launch(operands, &output),
         Kernel::Tiled(tile) => tiled::launch(operands, &output, tile),
         Kernel::Cmma(tile) => cmma::launch(operands, &output, tile),
-        Kernel::Bulk(tile) => bulk::launch(operands, &output, tile),
+        Kernel::Bulk(tile) => bulk::launch(operands, &output, tile)?,
     }
     Ok(output)
 }

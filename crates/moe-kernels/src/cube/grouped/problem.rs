@@ -2,11 +2,10 @@
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
-use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
 use serde::{Deserialize, Serialize};
 
-use crate::cube::launch::{dims2, empty, flat, rows_in_order};
+use crate::cube::launch::{dims2, empty, flat, rows_in_order, zeros};
 
 /// Which of the three grouped products, for a weight `[E, I, O]` and rows sorted by expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -78,9 +77,7 @@ impl<R: CubeRuntime> Operands<R> {
         let p = self.problem();
         match self.product {
             Product::Outer => empty(&self.lhs, [p.experts, p.lhs_width, p.width], p.dtype),
-            _ if self.partial => {
-                zeros_client(self.lhs.client.clone(), self.lhs.device.clone(), [p.rows, p.width].into(), p.dtype)
-            }
+            _ if self.partial => zeros(&self.lhs, [p.rows, p.width], p.dtype),
             _ => empty(&self.lhs, [p.rows, p.width], p.dtype),
         }
     }
