@@ -135,7 +135,14 @@ mod tests {
         const STUBS: &str = r#"mkdir -p "$1/bin" && cd "$1/bin" || exit 1
             for program in suite-a suite-b moe-bench moe-train xtask; do
                 code=0; [ "$program" != "$2" ] || code=1
-                printf '#!/bin/sh\necho %s "$@"\nexit %s\n' "$program" "$code" >"$program" && chmod +x "$program" || exit 1
+                cat >"$program" <<END && chmod +x "$program" || exit 1
+#!/bin/sh
+case "$program \$*" in
+    suite*--list*) echo one: test ;;
+    suite*) echo "test result: ok. 1 passed; 0 failed;"; exit $code ;;
+    *) echo $program "\$@"; exit $code ;;
+esac
+END
             done"#;
 
         let out = std::env::temp_dir().join(format!("moe-bundle-{name}-{}", std::process::id()));
@@ -154,13 +161,12 @@ mod tests {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let here = std::env::current_dir().unwrap();
         let training = format!("moe-train train --data {}/my.txt", here.display());
-        for line in ["suite-a", "suite-b", &training, "--steps 3", "all passed"] {
+        for line in ["suite-a", "suite-b", "1 passed, 0 failed", &training, "--steps 3", "all passed"] {
             assert!(said.contains(line), "{line}: {said}");
         }
         let records = out.join("results/records");
-        let kernels = format!("moe-bench grouped --rounds 7 --json {}/grouped-bf16.json", records.display());
-        assert!(said.lines().any(|said| said == kernels), "{kernels}: {said}");
         for (words, record) in [
+            ("grouped --rounds 7", "grouped-bf16"),
             ("layer --gpu-shapes --dtype bf16", "layer-bf16"),
             ("layer --gpu-shapes --dtype f32", "layer-f32"),
             ("layer --gpu-shapes --dtype bf16 --skew 1", "layer-bf16-skewed"),
@@ -170,6 +176,15 @@ mod tests {
             assert!(said.lines().any(|said| said == line), "{line}: {said}");
         }
         assert!(output.status.success() && records.is_dir());
+        fs::remove_dir_all(out).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_test_that_fails_is_named_and_stops_nothing() {
+        let (out, output) = stub_bundle("failing-suite", "suite-a", &[]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!output.status.success() && said.contains("failed: one") && said.contains("moe-train train"), "{said}");
         fs::remove_dir_all(out).unwrap();
     }
 

@@ -88,9 +88,16 @@ fi
 
 failed=0
 : >"$out/suite.log"
+# Every test in a process of its own, one a processor: a process compiles its kernels one after the other, each in seconds.
 for suite in "$here"/bin/suite-*; do
     echo "== $(basename "$suite")" | tee -a "$out/suite.log"
-    CUBECL_AUTOTUNE_LEVEL=${CUBECL_AUTOTUNE_LEVEL:-minimal} "$suite" 2>&1 | tee -a "$out/suite.log" || failed=1
+    logs=$(mktemp -d) || exit 1
+    "$suite" --list --format terse 2>/dev/null | sed -n 's/: test$//p' |
+        CUBECL_AUTOTUNE_LEVEL=${CUBECL_AUTOTUNE_LEVEL:-minimal} xargs -P "$(nproc)" -I {} \
+            sh -c '"$1" --exact "$2" >"$3/$$" 2>&1 || { echo "failed: $2"; exit 1; }' sh "$suite" {} "$logs" || failed=1
+    find "$logs" -type f -exec cat {} + | tee -a "$out/suite.log" | awk '/^test result:/ { passed += $4; failed += $6 }
+        END { printf "%d passed, %d failed\n", passed, failed }'
+    rm -r "$logs"
 done
 
 # bench NAME ARGUMENTS..: measures, and writes records/NAME.json.
@@ -106,7 +113,7 @@ contest() {
 }
 : >"$out/bench.log"
 keep_kernels
-bench grouped-bf16 grouped --rounds 7
+contest grouped-bf16 grouped --rounds 7
 contest layer-bf16 layer --gpu-shapes --dtype bf16
 contest layer-f32 layer --gpu-shapes --dtype f32
 contest layer-bf16-skewed layer --gpu-shapes --dtype bf16 --skew 1

@@ -18,12 +18,17 @@ const VECTOR: usize = 4;
 
 /// The matrix with columns side by side; rows may be padded, as CUDA's allocations are.
 pub(super) fn rows_in_order<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
-    into_contiguous_aligned(tensor)
+    copied(tensor, into_contiguous_aligned)
 }
 
 /// The tensor without gaps, so that an index into it is a position.
 pub(super) fn flat<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
-    into_contiguous(tensor)
+    copied(tensor, into_contiguous)
+}
+
+/// An empty tensor stays as it is: to copy it would be a kernel of no cubes, which CUDA refuses.
+fn copied<R: CubeRuntime>(tensor: CubeTensor<R>, copy: fn(CubeTensor<R>) -> CubeTensor<R>) -> CubeTensor<R> {
+    if tensor.meta.num_elements() == 0 { tensor } else { copy(tensor) }
 }
 
 /// Uninitialised and without gaps, beside `like`.
