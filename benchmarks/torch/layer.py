@@ -153,7 +153,7 @@ class Layer:
         for name, contestant in list(self.contestants.items()):
             try:
                 contestant.train()
-            except RuntimeError as error:
+            except Exception as error:
                 unable[name] = " ".join(str(error).split())[:200]
                 del self.contestants[name]
             contestant.forget_gradients()

@@ -3,7 +3,8 @@
 //! f32: within `moe_tests::RELATIVE` of the largest value. bf16: at most twice the error of the oracle in bf16, both against
 //! the oracle in f32. The oracle does `E / K` times the work, so big shapes are verified on fewer tokens.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, ElementConversion, Tensor};
 use moe_kernels::{AutodiffMoeBackend, combine_rows, dispatch_rows};
 use moe_layers::{Routing, dispatch};
 use moe_train::config::Dtype;
@@ -24,8 +25,8 @@ const LOW_PRECISION_FACTOR: f64 = 2.0;
 /// Seed of the gradient that backward starts with.
 const UPSTREAM: u64 = 9;
 
-/// Values by name, in f32.
-type Values = Vec<(&'static str, Vec<f32>)>;
+/// Values by name, in f32. They stay on the device: the gradients of a large layer take longer to fetch than to compute.
+type Values<B> = Vec<(&'static str, Tensor<B, 1>)>;
 
 /// Which implementation computes the experts.
 #[derive(Clone, Copy, PartialEq)]
@@ -48,7 +49,8 @@ pub(crate) fn verify<B: AutodiffMoeBackend>(
 ) -> Result<usize> {
     let shape = shape.limited(oracle_flops, if on_gpu { GPU_LIMIT } else { CPU_LIMIT });
     let problem = Problem::<B>::new(&shape, skew, dtype, device);
-    type Parts<B> = [(&'static str, fn(&Problem<B>, Path, Dtype) -> Values, &'static [Path]); 2];
+    type Run<B> = fn(&Problem<B>, Path, Dtype) -> Values<<B as AutodiffBackend>::InnerBackend>;
+    type Parts<B> = [(&'static str, Run<B>, &'static [Path]); 2];
     let parts: Parts<B> = [("experts", experts, &[Path::Grouped, Path::Steps]), ("layer", layer, &[Path::Grouped])];
     for (what, values, paths) in parts {
         let exact = values(&problem, Path::Dense, Dtype::F32);
@@ -64,7 +66,7 @@ fn oracle_flops(shape: &Shape) -> u64 {
     shape.training_flops() * shape.case.experts as u64 / shape.case.top_k as u64
 }
 
-fn compare(what: &str, exact: &Values, found: &Values, plain: Option<&Values>) -> Result<()> {
+fn compare<B: Backend>(what: &str, exact: &Values<B>, found: &Values<B>, plain: Option<&Values<B>>) -> Result<()> {
     for (index, ((name, exact), (_, found))) in exact.iter().zip(found).enumerate() {
         let allowed = match plain {
             None => moe_tests::RELATIVE,
@@ -80,26 +82,32 @@ fn compare(what: &str, exact: &Values, found: &Values, plain: Option<&Values>) -
 }
 
 /// Largest difference, relative to the largest expected value; NaN if anything is.
-pub(crate) fn error(found: &[f32], expected: &[f32]) -> f64 {
-    let largest = expected.iter().fold(0.0, |max: f64, &x| max.max(f64::from(x).abs()));
-    let differences = found.iter().zip(expected).map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs());
-    let worst = differences.fold(0.0, |max: f64, x| if x.is_nan() || x > max { x } else { max });
-    if found.len() == expected.len() { worst / largest.max(f64::MIN_POSITIVE) } else { f64::NAN }
+fn error<B: Backend>(found: &Tensor<B, 1>, expected: &Tensor<B, 1>) -> f64 {
+    if found.dims() != expected.dims() {
+        return f64::NAN;
+    }
+    let differences = (found.clone() - expected.clone()).abs();
+    // A device's maximum may pass over what is no number.
+    if differences.clone().is_nan().any().into_scalar().elem() {
+        return f64::NAN;
+    }
+    let [worst, largest]: [f64; 2] = [differences, expected.clone().abs()].map(|all| all.max().into_scalar().elem());
+    worst / largest.max(f64::MIN_POSITIVE)
 }
 
 /// Output and gradients of tokens, gates and weights under a routing that is given.
-fn experts<B: AutodiffMoeBackend>(problem: &Problem<B>, path: Path, dtype: Dtype) -> Values {
+fn experts<B: AutodiffMoeBackend>(problem: &Problem<B>, path: Path, dtype: Dtype) -> Values<B::InnerBackend> {
     let tokens = problem.tokens_as(dtype);
     let routing = problem.routing();
     let output = forward(problem, path, tokens.clone(), &routing);
     let grads = upstream(output.clone()).backward();
     let weights = problem.experts();
     vec![
-        ("output", host(output)),
-        ("gradient of tokens", host(tokens.grad(&grads).expect("tokens are tracked"))),
-        ("gradient of gates", host(routing.gates.grad(&grads).expect("gates are tracked"))),
-        ("gradient of w_in", host(weights.w_in.grad(&grads).expect("a parameter"))),
-        ("gradient of w_out", host(weights.w_out.grad(&grads).expect("a parameter"))),
+        ("output", flat(output.inner())),
+        ("gradient of tokens", flat(tokens.grad(&grads).expect("tokens are tracked"))),
+        ("gradient of gates", flat(routing.gates.grad(&grads).expect("gates are tracked"))),
+        ("gradient of w_in", flat(weights.w_in.grad(&grads).expect("a parameter"))),
+        ("gradient of w_out", flat(weights.w_out.grad(&grads).expect("a parameter"))),
     ]
 }
 
@@ -124,7 +132,7 @@ fn in_steps<B: AutodiffMoeBackend>(problem: &Problem<B>, tokens: Tensor<B, 2>, r
 }
 
 /// Output and gradients of the layer with its router. The oracle routes the same tokens by the same router.
-fn layer<B: AutodiffMoeBackend>(problem: &Problem<B>, path: Path, dtype: Dtype) -> Values {
+fn layer<B: AutodiffMoeBackend>(problem: &Problem<B>, path: Path, dtype: Dtype) -> Values<B::InnerBackend> {
     let tokens = problem.tokens_as(dtype);
     let output = match path {
         Path::Grouped | Path::Steps => problem.moe.forward(tokens.clone()).output,
@@ -132,14 +140,14 @@ fn layer<B: AutodiffMoeBackend>(problem: &Problem<B>, path: Path, dtype: Dtype) 
     };
     let grads = upstream(output.clone()).backward();
     let mut values = vec![
-        ("output", host(output)),
-        ("gradient of tokens", host(tokens.grad(&grads).expect("tokens are tracked"))),
-        ("gradient of w_in", host(problem.experts().w_in.grad(&grads).expect("a parameter"))),
+        ("output", flat(output.inner())),
+        ("gradient of tokens", flat(tokens.grad(&grads).expect("tokens are tracked"))),
+        ("gradient of w_in", flat(problem.experts().w_in.grad(&grads).expect("a parameter"))),
     ];
     // A single gate, divided by itself, is 1 whatever the router says: its gradient is nothing but rounding.
     if problem.case.top_k > 1 {
         let weight = &problem.moe.router.weight().expect("a learned router");
-        values.push(("gradient of the router", host(weight.grad(&grads).expect("a parameter"))));
+        values.push(("gradient of the router", flat(weight.grad(&grads).expect("a parameter"))));
     }
     values
 }
@@ -150,13 +158,18 @@ fn upstream<B: AutodiffMoeBackend>(output: Tensor<B, 2>) -> Tensor<B, 1> {
     (output.cast(DType::F32) * weights).sum()
 }
 
-pub(crate) fn host<B: burn::tensor::backend::Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+fn flat<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 1> {
+    let numbers = tensor.shape().num_elements();
+    tensor.cast(DType::F32).reshape([numbers])
+}
+
+pub(crate) fn host<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().into_vec().expect("the numbers were just converted")
 }
 
 #[cfg(test)]
 mod tests {
-    use moe_train::backend::Training;
+    use moe_train::backend::{Plain, Training};
 
     use super::*;
 
@@ -173,25 +186,31 @@ mod tests {
         }
     }
 
+    fn numbers(numbers: &[f32]) -> Tensor<Plain, 1> {
+        Tensor::from_floats(numbers, &Default::default())
+    }
+
+    fn output(x: f32) -> Values<Plain> {
+        vec![("output", numbers(&[1.0, x]))]
+    }
+
     #[test]
     fn a_wrong_value_and_a_nan_are_refused() {
-        let values = |x: f32| vec![("output", vec![1.0, x])];
-        assert!(compare("layer", &values(0.5), &values(0.5), None).is_ok());
+        assert!(compare("layer", &output(0.5), &output(0.5), None).is_ok());
         for wrong in [0.5001, f32::NAN] {
-            let message = compare("layer", &values(0.5), &values(wrong), None).unwrap_err().to_string();
+            let message = compare("layer", &output(0.5), &output(wrong), None).unwrap_err().to_string();
             assert!(message.contains("wrong result") && message.contains("output"), "{message}");
         }
     }
 
     #[test]
     fn in_bf16_twice_the_error_of_the_plain_path_is_allowed() {
-        let values = |x: f32| vec![("output", vec![1.0, x])];
-        let compare = |found| compare("layer", &values(0.5), &values(found), Some(&values(0.51)));
+        let compare = |found| compare("layer", &output(0.5), &output(found), Some(&output(0.51)));
         assert!(compare(0.519).is_ok() && compare(0.481).is_ok() && compare(0.53).is_err());
     }
 
     #[test]
     fn a_missing_value_is_an_error() {
-        assert!(error(&[1.0], &[1.0, 2.0]).is_nan());
+        assert!(error(&numbers(&[1.0]), &numbers(&[1.0, 2.0])).is_nan());
     }
 }
