@@ -196,7 +196,11 @@ fn the_energy_is_that_of_the_two_parts<B: AutodiffMoeBackend>(device: &B::Device
     let expected = numbers.expected();
     let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
     let fill = squares(&mut expected.output.iter().zip(&expected.top_k).map(|(y, e)| y - e));
-    assert_close("energy", &host(energy), &[fill, squares(&mut expected.top_k.iter().copied())]);
+    // Summed in f32, of f32 vectors, whatever the type of the tokens.
+    let limit = if cfg!(feature = "cuda") { 5e-3 } else { 1e-5 };
+    for (found, expected) in host(energy).iter().zip([fill, squares(&mut expected.top_k.iter().copied())]) {
+        assert!((found / expected - 1.0).abs() < limit, "got {found}, expected {expected}");
+    }
 }
 
 /// The loops say so in full, the pass without measuring in the other form.
