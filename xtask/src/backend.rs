@@ -1,6 +1,10 @@
 //! The backends a program of this workspace can be built with.
 
+use std::process::Command;
+
 use clap::ValueEnum;
+
+use crate::cargo;
 
 /// A burn backend; each is a cargo feature of the same name in `moe-train`, `moe-bench` and `moe-tests`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -26,6 +30,18 @@ impl Backend {
         }
     }
 
+    /// `cargo VERB` of these packages with this backend and no other.
+    pub(crate) fn alone(self, verb: &str, packages: &[&str]) -> Command {
+        let mut command = cargo::cargo();
+        command.args([verb, "--no-default-features"]);
+        for package in packages {
+            command.args(["--package", package]);
+        }
+        let features: Vec<_> = packages.iter().map(|package| format!("{package}/{}", self.feature())).collect();
+        command.args(["--features", &features.join(",")]);
+        command
+    }
+
     /// Reads the value of `--backend`.
     pub(crate) fn parse(name: &str) -> crate::Result<Self> {
         Self::value_variants()
@@ -45,6 +61,14 @@ mod tests {
         for backend in Backend::value_variants() {
             assert_eq!(Backend::parse(backend.feature()), Ok(*backend));
         }
+    }
+
+    #[test]
+    fn every_package_is_named_with_the_one_backend() {
+        let command = Backend::Cuda.alone("build", &["moe-train", "moe-bench"]);
+        let line: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+        let expected = "build --no-default-features --package moe-train --package moe-bench --features moe-train/cuda,moe-bench/cuda";
+        assert_eq!(line.join(" "), expected);
     }
 
     #[test]

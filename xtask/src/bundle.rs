@@ -25,20 +25,16 @@ pub(crate) fn build(out: &Path, text: Option<&Path>) -> Result<()> {
         Some(path) => at(path, fs::read_to_string(path))?,
         None => workspace_text()?,
     };
-    let suites = cargo::build(&mut suite_build()?, "moe-tests")?;
-    let mut programs = Vec::new();
-    for name in PROGRAMS {
-        // Built with the first, so that the second only names its file.
-        programs.extend(cargo::build(&mut program_build(), name)?.into_iter().map(|path| (name, path)));
-    }
+    let suites = cargo::build_of("moe-tests", &mut suite_build()?)?;
+    let programs = cargo::build(&mut program_build())?;
     clear(out)?;
     let bin = out.join("bin");
     at(&bin, fs::create_dir_all(&bin))?;
     for path in &suites {
         copy(path, &bin.join(format!("suite-{}", stem(path))))?;
     }
-    for (name, path) in &programs {
-        copy(path, &bin.join(name))?;
+    for built in &programs {
+        copy(&built.path, &bin.join(&built.package))?;
     }
     let this = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     copy(&this, &bin.join("xtask"))?;

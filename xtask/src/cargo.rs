@@ -39,18 +39,31 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).map_err(|_| format!("{} printed text that is not UTF-8", line(command)))
 }
 
-/// Builds, and returns the executables that belong to `package`. All of cargo's own words go to stderr.
-pub(crate) fn build(command: &mut Command, package: &str) -> Result<Vec<PathBuf>> {
-    let messages = output(command.arg("--message-format=json-render-diagnostics"))?;
-    Ok(messages.lines().filter_map(|message| executable(message, package)).collect())
+/// An executable that cargo has built.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Built {
+    /// The package it belongs to.
+    pub(crate) package: String,
+    pub(crate) path: PathBuf,
 }
 
-/// The program named by one line of cargo's JSON messages, if it is one of `package`.
-fn executable(message: &str, package: &str) -> Option<PathBuf> {
+/// Builds, and returns the executables. All of cargo's own words go to stderr.
+pub(crate) fn build(command: &mut Command) -> Result<Vec<Built>> {
+    let messages = output(command.arg("--message-format=json-render-diagnostics"))?;
+    Ok(messages.lines().filter_map(executable).collect())
+}
+
+/// Builds, and returns the executables of `package`.
+pub(crate) fn build_of(package: &str, command: &mut Command) -> Result<Vec<PathBuf>> {
+    let built = build(command)?;
+    Ok(built.into_iter().filter(|built| built.package == package).map(|built| built.path).collect())
+}
+
+/// The program named by one line of cargo's JSON messages.
+fn executable(message: &str) -> Option<Built> {
     let message: Value = serde_json::from_str(message).ok()?;
-    let belongs = package_name(message["package_id"].as_str()?) == package;
-    let path = message["executable"].as_str()?;
-    belongs.then(|| path.into())
+    let path = message["executable"].as_str()?.into();
+    Some(Built { package: package_name(message["package_id"].as_str()?).into(), path })
 }
 
 /// `moe-train` of `path+file:///x/crates/moe-train#0.1.0`, `moe-models` of `path+file:///x/crates/models#moe-models@0.1.0`.
@@ -76,11 +89,11 @@ mod tests {
         "executable":"/x/target/debug/moe-train"}"#;
 
     #[test]
-    fn the_executable_is_read_from_the_message_of_its_package() {
-        assert_eq!(executable(ARTIFACT, "moe-train"), Some("/x/target/debug/moe-train".into()));
-        assert_eq!(executable(ARTIFACT, "moe-tests"), None);
-        assert_eq!(executable(r#"{"reason":"build-finished","success":true}"#, "moe-train"), None);
-        assert_eq!(executable("not JSON", "moe-train"), None);
+    fn the_executable_and_its_package_are_read_from_the_message() {
+        let built = Built { package: "moe-train".into(), path: "/x/target/debug/moe-train".into() };
+        assert_eq!(executable(ARTIFACT), Some(built));
+        assert_eq!(executable(r#"{"reason":"build-finished","success":true}"#), None);
+        assert_eq!(executable("not JSON"), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use crate::backend::Backend;
-use crate::{Result, cargo, help, layers, metadata, paths, program};
+use crate::{Result, built_from, cargo, help, layers, metadata, paths, suite};
 
 /// One check, named as on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -23,7 +23,7 @@ pub(crate) enum Check {
     Doc,
     /// `cargo xtask train --help` shows the options the program has
     Help,
-    /// `moe-train` and `moe-bench` build and link with each other backend alone; the suite compiles for ROCm and Metal
+    /// `moe-train` and `moe-bench` compile with each backend alone, and link where it brings libraries
     Features,
     /// Every published crate builds from its own package
     Package,
@@ -71,10 +71,22 @@ fn clippy() -> Command {
 }
 
 /// What only compiles with a GPU's runtime: the tests of single kernels, and the side of the benchmark that runs there.
+///
+/// The suite is written for every `AutodiffMoeBackend`, so this is where the compiler sees that each runtime is one, with
+/// Fusion and without. No toolkit is needed to compile.
 fn clippy_of_gpu_tests() -> Command {
     let mut command = cargo::cargo();
-    command.args(["clippy", "--package", "moe-tests", "--package", "moe-bench", "--all-targets"]);
-    command.args(["--no-default-features", "--features", "moe-tests/wgpu,moe-bench/wgpu", "--", "-D", "warnings"]);
+    command.args([
+        "clippy",
+        "--package",
+        "moe-tests",
+        "--package",
+        "moe-bench",
+        "--all-targets",
+        "--no-default-features",
+    ]);
+    let runtimes = ["wgpu", "cuda", "rocm", "metal"].map(|runtime| format!("moe-tests/{runtime}"));
+    command.args(["--features", &runtimes.join(","), "--features", "moe-bench/wgpu", "--", "-D", "warnings"]);
     command
 }
 
@@ -84,22 +96,16 @@ fn doc() -> Command {
     command
 }
 
+/// The backends of a CPU bring nothing to link, and `cargo test` has linked both together.
 fn features() -> Result<()> {
-    [Backend::Ndarray, Backend::Wgpu, Backend::Cuda].into_iter().try_for_each(build_with)?;
-    ["rocm", "metal"].into_iter().try_for_each(check_suite_with)
+    [Backend::Flex, Backend::Ndarray].into_iter().try_for_each(|backend| build_with("check", backend))?;
+    [Backend::Wgpu, Backend::Cuda].into_iter().try_for_each(|backend| build_with("build", backend))
 }
 
-/// `build` and not `check`: a backend has to link as well.
-fn build_with(backend: Backend) -> Result<()> {
-    cargo::run(&mut program::command(&["moe-train", "moe-bench"], backend))
-}
-
-/// `check` and not `build`: neither toolkit is needed to compile. The suite is written for every `AutodiffMoeBackend`, so
-/// this is where the compiler sees that the backend is one, with Fusion and without.
-fn check_suite_with(feature: &str) -> Result<()> {
-    let mut command = cargo::cargo();
-    command.args(["check", "--package", "moe-tests", "--all-targets", "--no-default-features", "--features", feature]);
-    cargo::run(&mut command)
+fn build_with(verb: &str, backend: Backend) -> Result<()> {
+    let mut command = backend.alone(verb, &suite::PACKAGES);
+    built_from::note(&mut command);
+    cargo::run(command.arg("--bins"))
 }
 
 /// Packs every published crate and builds each from its package, in the order of their dependencies.

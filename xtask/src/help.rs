@@ -1,15 +1,14 @@
 //! `cargo xtask train --help`, answered without building anything.
 //!
-//! The options of `moe-train` and `moe-bench` are kept as text files in `xtask/help`; `cargo xtask check help` builds the
-//! programs and compares them, `cargo xtask help-texts --write` makes them again.
+//! The options of the programs are kept as text files in `xtask/help`; `cargo xtask check help` builds the programs and
+//! compares them, `cargo xtask help-texts --write` makes them again.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use crate::Result;
-use crate::backend::Backend;
-use crate::cargo;
-use crate::program::{self, Program, Request};
+use crate::cargo::{self, Built};
+use crate::program::Program;
 
 /// What `cargo xtask PROGRAM --help` prints: our own options, then those of the program.
 pub(crate) fn text(program: Program) -> String {
@@ -59,13 +58,13 @@ fn subcommands(program: Program) -> &'static [&'static str] {
     }
 }
 
-/// Builds `moe-train` and `moe-bench` and compares their help with the kept texts, or writes them.
+/// Builds all programs and compares their help with the kept texts, or writes them.
 pub(crate) fn compare(write: bool) -> Result<()> {
-    let request = Request { backend: Backend::Flex, release: false, help: false, rest: Vec::new() };
+    let binaries = binaries()?;
     let mut stale = Vec::new();
     for program in Program::ALL {
         let path = file(program);
-        let now = current(program, &request)?;
+        let now = current(program, &binaries)?;
         if write {
             std::fs::write(&path, &now).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         } else if std::fs::read_to_string(&path).ok().as_ref() != Some(&now) {
@@ -81,9 +80,16 @@ pub(crate) fn compare(write: bool) -> Result<()> {
     ))
 }
 
-fn current(program: Program, request: &Request) -> Result<String> {
-    let binary = program::build(program.package(), request)?;
-    let help = |name: &&str| cargo::output(Command::new(&binary).args([*name, "--help"]));
+/// Builds every program of the workspace with its default features, which `cargo test --workspace` has done but for linking.
+fn binaries() -> Result<Vec<Built>> {
+    cargo::build(cargo::cargo().args(["build", "--workspace", "--bins"]))
+}
+
+fn current(program: Program, binaries: &[Built]) -> Result<String> {
+    let package = program.package();
+    let built = binaries.iter().find(|built| built.package == package);
+    let built = built.ok_or_else(|| format!("cargo built no program for the package {package}"))?;
+    let help = |name: &&str| cargo::output(Command::new(&built.path).args([*name, "--help"]));
     let texts: Result<Vec<_>> = subcommands(program).iter().map(help).collect();
     texts.map(|texts| texts.join("\n"))
 }

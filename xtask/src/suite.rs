@@ -7,6 +7,10 @@ use crate::{Result, cargo, metadata};
 
 const SUITE: &str = "moe-tests";
 
+/// What is built with one backend, the suite and both programs. Features are chosen for all packages of a command together:
+/// only a command that names all of these shares its builds of burn, and of the crates below it, with the next.
+pub(crate) const PACKAGES: [&str; 3] = [SUITE, "moe-train", "moe-bench"];
+
 /// Runs the suite; `args` go to the test runner.
 pub(crate) fn run(backend: Backend, args: &[String]) -> Result<()> {
     let mut command = command(backend)?;
@@ -16,22 +20,16 @@ pub(crate) fn run(backend: Backend, args: &[String]) -> Result<()> {
     cargo::run(&mut command)
 }
 
-/// `cargo test` for the suite on one backend.
-///
-/// `moe-train` is named beside the suite though none of its tests are: features are chosen for both together, so burn
-/// is built once for the suite and for the program.
+/// `cargo test` for the suite on one backend, and for no test of the programs.
 pub(crate) fn command(backend: Backend) -> Result<Command> {
-    let feature = backend.feature();
-    let mut command = cargo::cargo();
-    command.args(["test", "--package", SUITE, "--package", "moe-train", "--no-default-features"]);
-    command.args(["--features", &format!("{SUITE}/{feature},moe-train/{feature}")]);
+    let mut command = backend.alone("test", &PACKAGES);
     for test in tests()? {
         command.args(["--test", &test]);
     }
     Ok(command)
 }
 
-/// The tests of the suite by name. One of this name in `moe-train` would be taken too; there is none.
+/// The tests of the suite by name. One of this name in a program would be taken too; there is none.
 fn tests() -> Result<Vec<String>> {
     let mut packages = metadata::packages()?.into_iter();
     let suite = packages.find(|package| package.name == SUITE);
@@ -43,18 +41,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_suite_is_built_with_one_backend_and_without_the_tests_of_the_program() {
+    fn the_suite_is_built_with_one_backend_and_without_the_tests_of_the_programs() {
         let command = command(Backend::Wgpu).unwrap();
         let line: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
         let line = line.join(" ");
-        assert!(line.contains("--no-default-features --features moe-tests/wgpu,moe-train/wgpu --test "), "{line}");
+        assert!(line.contains("--features moe-tests/wgpu,moe-train/wgpu,moe-bench/wgpu --test "), "{line}");
     }
 
     #[test]
-    fn no_test_of_the_program_has_the_name_of_one_of_the_suite() {
-        let packages = metadata::packages().unwrap();
-        let program = packages.iter().find(|package| package.name == "moe-train").unwrap();
+    fn no_test_of_a_program_has_the_name_of_one_of_the_suite() {
         let suite = super::tests().unwrap();
-        assert!(program.tests.iter().all(|name| !suite.contains(name)), "{:?}", program.tests);
+        let packages = metadata::packages().unwrap();
+        for program in packages.iter().filter(|package| PACKAGES[1..].contains(&&*package.name)) {
+            assert!(program.tests.iter().all(|name| !suite.contains(name)), "{:?}", program.tests);
+        }
     }
 }
