@@ -17,6 +17,7 @@ mod reduce;
 mod routers;
 mod shared_experts;
 mod torch_layer;
+mod views;
 
 #[cfg(feature = "flex")]
 mod kernels_panics;
