@@ -1,8 +1,11 @@
-//! Gradients of the network, in two passes: over the rows by tokens, which leaves the gradient of the pre-activation and
-//! the gated activations, then over the weights by experts.
+//! Gradients of the network: in one pass by experts where so few threads share the work that their sums of tokens fit beside each other,
+//! and else in two, over the rows by tokens, which leaves the gradient of the pre-activation and the gated activations, then over
+//! the weights by experts.
 
 use super::Problem;
+use super::one_pass::one_pass;
 use super::rows::{RowGradients, rows_pass};
+use super::segments::Split;
 use super::weights::weights_pass;
 
 /// Which gradients are wanted. That of the gates is a by-product.
@@ -26,10 +29,14 @@ pub(crate) struct Gradients {
     pub(crate) b_out: Vec<f32>,
 }
 
-/// `pre_activation` `[R, C]` is what the forward pass kept, and is overwritten; `grad` `[T, D]` is the gradient of the
+/// `pre_activation` `[R, C]` is what the forward pass kept, and may be overwritten; `grad` `[T, D]` is the gradient of the
 /// output.
 pub(crate) fn backward(problem: &Problem<'_>, pre_activation: &mut [f32], grad: &[f32], needs: Needs) -> Gradients {
-    let rows = rows_pass(problem, pre_activation, grad, needs.tokens);
+    let split = Split::new(problem.plan, problem.num_tokens(), rayon::current_num_threads());
+    if split.has_one_range() {
+        return one_pass(problem, &split, pre_activation, grad, needs);
+    }
+    let rows = rows_pass(problem, &split, pre_activation, grad, needs.tokens);
     let weights = weights_pass(problem, pre_activation, &rows.hidden, grad, needs);
     let RowGradients { tokens, gates, .. } = rows;
     Gradients {

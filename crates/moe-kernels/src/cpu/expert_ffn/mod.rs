@@ -10,6 +10,7 @@
 
 mod backward;
 mod forward;
+mod one_pass;
 mod rows;
 mod segments;
 mod sums;

@@ -30,19 +30,27 @@ struct PartOutput<'a> {
     hidden: Vec<&'a mut [MaybeUninit<f32>]>,
 }
 
-/// Buffers of one thread.
+/// Buffers of one thread, as a block of rows leaves them.
 #[derive(Default)]
-struct Scratch {
-    grad: Vec<f32>,
-    gates: Vec<f32>,
+pub(super) struct Scratch {
+    /// Gradient of the output of each row's token, `[n, D]`.
+    pub(super) grad: Vec<f32>,
+    /// `[n]`.
+    pub(super) gates: Vec<f32>,
     grad_hidden: Vec<f32>,
-    grad_tokens: Vec<f32>,
+    /// `[n, D]`.
+    pub(super) grad_tokens: Vec<f32>,
 }
 
 /// Overwrites the pre-activation `[R, C]` with its gradient.
-pub(super) fn rows_pass(problem: &Problem<'_>, pre_activation: &mut [f32], grad: &[f32], tokens: bool) -> RowGradients {
+pub(super) fn rows_pass(
+    problem: &Problem<'_>,
+    split: &Split,
+    pre_activation: &mut [f32],
+    grad: &[f32],
+    tokens: bool,
+) -> RowGradients {
     let (num_rows, width) = (problem.plan.num_served(), if tokens { problem.d_model } else { 0 });
-    let split = Split::new(problem.plan, problem.num_tokens(), rayon::current_num_threads());
     let tokens_len = problem.num_tokens() * width;
     let lens = [tokens_len, split.extra_len(tokens_len), num_rows * problem.d_hidden];
     let [mut token_grads, mut extra, mut hidden] = lens.map(Unset::new);
@@ -86,7 +94,7 @@ fn rows_part(problem: &Problem<'_>, part: &Part, grad: &[f32], output: PartOutpu
 }
 
 /// Gradients of gates and pre-activation, the gated activations, and in `scratch` the gradient of the gathered tokens.
-fn rows_block(
+pub(super) fn rows_block(
     problem: &Problem<'_>,
     block: &Segment,
     grad: &[f32],

@@ -84,18 +84,30 @@ impl Split {
             let (piece, rest) = std::mem::take(&mut output).split_at_mut(len);
             let (others, other_rest) = extra.split_at(len * (self.sharing - 1));
             (output, extra) = (rest, other_rest);
-            piece.par_chunks_mut(ADD_LEN).enumerate().for_each(|(i, piece)| {
-                let start = i * ADD_LEN;
-                for other in others.chunks_exact(len) {
-                    add(piece, &other[start..start + piece.len()]);
-                }
-            });
+            others.chunks_exact(len.max(1)).for_each(|other| add_numbers(piece, other));
         }
+    }
+
+    /// Whether the parts divide the rows by experts only: none of them by tokens.
+    pub(super) fn has_one_range(&self) -> bool {
+        self.parts.len() == self.sharing
+    }
+}
+
+impl Segment {
+    /// Whether it holds the first row of its expert.
+    pub(super) fn is_first_of_expert(&self, plan: &HostPlan) -> bool {
+        self.rows.start == plan.rows_of(self.expert).start
     }
 }
 
 /// Numbers that are added at a time: a few pages.
 const ADD_LEN: usize = 1 << 14;
+
+/// `sum += other`, on all threads.
+pub(super) fn add_numbers(sum: &mut [f32], other: &[f32]) {
+    sum.par_chunks_mut(ADD_LEN).zip(other.par_chunks(ADD_LEN)).for_each(|(sum, other)| add(sum, other));
+}
 
 #[multiversion(targets = "simd")]
 fn add(sum: &mut [f32], other: &[f32]) {
