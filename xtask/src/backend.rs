@@ -32,12 +32,18 @@ impl Backend {
 
     /// `cargo VERB` of these packages with this backend and no other.
     pub(crate) fn alone(self, verb: &str, packages: &[&str]) -> Command {
+        self.alone_in(verb, packages, packages)
+    }
+
+    /// The same with the backend's feature of the packages `with` only. Those of all `packages` that are no backend's are unified in either
+    /// case, so that what does not differ is built once.
+    pub(crate) fn alone_in(self, verb: &str, packages: &[&str], with: &[&str]) -> Command {
         let mut command = cargo::cargo();
         command.args([verb, "--no-default-features"]);
         for package in packages {
             command.args(["--package", package]);
         }
-        let features: Vec<_> = packages.iter().map(|package| format!("{package}/{}", self.feature())).collect();
+        let features: Vec<_> = with.iter().map(|package| format!("{package}/{}", self.feature())).collect();
         command.args(["--features", &features.join(",")]);
         command
     }
