@@ -112,8 +112,11 @@ fn build_with(verb: &str, backend: Backend) -> Result<()> {
 fn package() -> Result<()> {
     let mut command = cargo::cargo();
     command.args(["package", "--allow-dirty", "--no-metadata"]);
-    // The packages are built outside the workspace: the same profile and folder let them share what is built already.
-    command.args(["--config", "Cargo.toml"]).env("CARGO_TARGET_DIR", cargo::root().join("target"));
+    // The packages are built outside the workspace: the same profile and folder let them share what is built already. Nothing is
+    // run, so nothing is optimised: with their default features alone they need another burn than the workspace.
+    command
+        .args(["--config", "Cargo.toml", "--config", "profile.dev.opt-level=0"])
+        .env("CARGO_TARGET_DIR", cargo::root().join("target"));
     for package in metadata::packages()?.iter().filter(|package| package.published) {
         command.args(["--package", &package.name]);
     }
