@@ -1,7 +1,8 @@
-//! The backward pass where no expert's rows are divided by tokens: each block of rows goes through all products while it is in a core's
+//! The backward pass where the parts divide the rows by experts only: each block of rows goes through all products while it is in a core's
 //! caches, and nothing that belongs to a row but the gradient of its gate is written to memory.
 //!
-//! An expert whose rows lie in several parts has a sum of its own for each of them; there is at most one such expert between two parts.
+//! An expert whose rows lie in several parts has a sum in each of them. Parts are cut from all rows in order, so that there are fewer such
+//! sums beside the first than there are parts.
 
 use std::mem::MaybeUninit;
 
@@ -63,9 +64,10 @@ pub(super) fn one_pass(
     needs: Needs,
 ) -> Gradients {
     let (d, f, c, plan) = (problem.d_model, problem.d_hidden, problem.columns(), problem.plan);
-    let tokens_len = if needs.tokens { problem.num_tokens() * d } else { 0 };
     let width = if needs.tokens { d } else { 0 };
-    let (mut tokens, mut extra) = (Unset::new(tokens_len), Unset::new(split.extra_len(tokens_len)));
+    let tokens_len = problem.num_tokens() * width;
+    let extra_len = split.extra_len(tokens_len);
+    let (mut tokens, mut extra) = (Unset::new(tokens_len), Unset::new(extra_len));
     let mut gates = vec![0.0; plan.num_served()];
     let bias = |is_wanted: bool, bias: Option<&[f32]>| is_wanted && bias.is_some();
     let mut stacks = [
@@ -76,7 +78,7 @@ pub(super) fn one_pass(
     ]
     .map(|(is_wanted, size)| Stack::new(if is_wanted { size } else { 0 }, plan, split));
 
-    let sums = split.accumulators(tokens.slots(tokens_len), extra.slots(split.extra_len(tokens_len)), width);
+    let sums = split.accumulators(tokens.slots(tokens_len), extra.slots(extra_len), width);
     let mut places = stacks.each_mut().map(|stack| stack.places(plan, split).into_iter());
     let outputs =
         sums.into_iter().zip(cut(&mut gates, 1, &split.parts)).zip(&split.parts).map(|((tokens, gates), part)| {
@@ -88,7 +90,7 @@ pub(super) fn one_pass(
     work.into_par_iter().for_each(|(part, output)| part_pass(problem, part, pre_activation, grad, output, needs));
 
     // SAFETY: the accumulators are all numbers of the tokens and of `extra`, and each part has filled what is its own.
-    let (mut tokens, extra) = unsafe { (tokens.assume_set(tokens_len), extra.assume_set(split.extra_len(tokens_len))) };
+    let (mut tokens, extra) = unsafe { (tokens.assume_set(tokens_len), extra.assume_set(extra_len)) };
     split.add_extra(&mut tokens, &extra, width);
     // SAFETY: every segment has a row, and with its first block it has written every slot of its sums.
     let [w_in, w_out, b_in, b_out] = stacks.map(|stack| unsafe { stack.total(plan, split) });
