@@ -271,8 +271,8 @@ mod tests {
     /// Thresholds are noisy logits too: a logit moves its own distance and the thresholds of others.
     #[test]
     fn the_gradient_of_shazeers_load_is_the_slope() {
-        const STEP: f64 = 1e-2;
-        const OF_STEP: f64 = 1e-3;
+        const STEP: f64 = 1e-4;
+        const OF_STEP: f64 = 1e-6;
         let routing = noisy_routing::<Autodiff<F>>([3.0, 2.0, 0.0], 1);
         let grads = load_loss(&routing, Shazeer).backward();
         let grad: Vec<f64> = routing.logits.grad(&grads).expect("tracked").into_data().iter().collect();
